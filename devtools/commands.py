@@ -1,0 +1,97 @@
+"""The commands of `dev.py`. Imported before the environment exists: anything from outside is imported later."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import chromium, environment, server
+from .paths import CACHE, LOGS, ROOT, DevError
+
+HELP = {
+    "setup": "make the environment: .venv, ComfyUI, the test tools",
+    "demo": "edit a picture in a real ComfyUI and save it under output/",
+    "test": "run all tests; what follows is passed on to pytest",
+    "serve": "run ComfyUI with this extension for your browser, until Ctrl-C",
+    "lint": "check style and types",
+}
+DEFAULT_PORT = 8188
+CHECKED = ("tokenopt_core", "nodes", "devtools", "examples")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command in the right environment; returns the exit code."""
+    options = _parse(arguments)
+    server.stop_on_termination()
+    try:
+        environment.prepare(test_tools=options.command in {"setup", "test", "lint"})
+        environment.continue_inside(arguments)
+        return _run(options)
+    except DevError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py", description="Set-up, demo, tests and server of TokenOpt.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in HELP.items()}
+    parsers["serve"].add_argument("--port", type=int, help=f"default: {DEFAULT_PORT}, or a free one if that is taken")
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parsers[options.command].error(f"unknown: {' '.join(rest)}")
+    options.rest = rest
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "demo":
+        from . import demo
+
+        return demo.run()
+    if options.command == "test":
+        chromium.provide()
+        from . import testing
+
+        return testing.run(options.rest)
+    if options.command == "serve":
+        return serve(options.port)
+    if options.command == "lint":
+        return lint()
+    print(f"Everything is set up. Next: {Path(sys.argv[0]).name} demo")
+    return 0
+
+
+def serve(wanted: int | None) -> int:
+    """Run ComfyUI until Ctrl-C and show its log; its folders stay, so that settings and models persist."""
+    if wanted and not server.is_free(wanted):
+        raise DevError(f"Port {wanted} is taken. Choose another one with --port.")
+    port = wanted or (DEFAULT_PORT if server.is_free(DEFAULT_PORT) else server.free_port())
+    print("Starting ComfyUI ...", flush=True)
+    with server.ComfyServer(port=port, base=CACHE / "comfyui-home", log=LOGS / f"serve-{port}.log") as comfy:
+        print(f"ComfyUI with TokenOpt: {comfy.url}\nStop it with Ctrl-C. Its log: {comfy.log_path}\n", flush=True)
+        with comfy.log_path.open(encoding="utf-8", errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            while comfy.alive:
+                sys.stdout.write(log.read())
+                sys.stdout.flush()
+                time.sleep(0.5)
+        raise DevError(f"ComfyUI ended.\n\n{comfy.tail()}")
+
+
+def lint() -> int:
+    """Run the linters; 0 if none complains."""
+    python = [sys.executable, "-m"]
+    checked = [name for name in CHECKED if (ROOT / name).is_dir()]
+    commands = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", *checked])
+    codes = []
+    for command in commands:
+        print(f"$ {' '.join(command)}", flush=True)
+        codes.append(subprocess.run([*python, *command], cwd=ROOT).returncode)
+    return int(any(codes))

@@ -1,0 +1,117 @@
+"""The demo: a picture edited in a real ComfyUI, through the interface that any program would use."""
+
+import json
+import sys
+import textwrap
+import time
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from examples.client import ComfyClient, ComfyError, Graph, find_node, title
+
+from .paths import LOGS, OUTPUT, ROOT, WORKFLOWS, DevError
+from .server import ComfyServer
+
+WORKFLOW = WORKFLOWS / "text_edit.api.json"
+# The nodes of the workflow whose pictures are shown, by their titles on the canvas.
+BEFORE, AFTER = "Original", "Edited picture"
+PICTURE_SIZE = 384  # px on the sheet; smaller pictures are enlarged to it
+MARGIN, FONT_SIZE = 24, 20
+
+
+def run() -> int:
+    """Start ComfyUI, queue the workflow, show its progress, save the pictures, stop ComfyUI."""
+    started = time.monotonic()
+    graph: Graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    print("Starting ComfyUI ...", flush=True)
+    with ComfyServer(log=LOGS / "demo-comfyui.log", env={"HF_HUB_OFFLINE": "1"}) as server:
+        print(f"  ready after {time.monotonic() - started:.0f} s: {server.url}", flush=True)
+        try:
+            before, after = _edit(server.url, graph)
+        except ComfyError as error:
+            raise DevError(f"ComfyUI could not run {WORKFLOW.name}:\n{error}\n\nIts log: {server.log_path}") from error
+    OUTPUT.mkdir(exist_ok=True)
+    picture, sheet = OUTPUT / "text_edit.png", OUTPUT / "text_edit_before_after.png"
+    picture.write_bytes(after)
+    draw_sheet(_open(before), _open(after), _prompt(graph)).save(sheet)
+    print(f"The edited picture:  {picture.relative_to(ROOT)}")
+    print(f"Before and after:    {sheet.relative_to(ROOT)}")
+    print(f"{time.monotonic() - started:.0f} s in all. To try it by hand: python dev.py serve")
+    return 0
+
+
+def _edit(url: str, graph: Graph) -> tuple[bytes, bytes]:
+    """Run the workflow; the first picture of the "before" and of the "after" node."""
+    with ComfyClient(url) as client:
+        prompt_id = client.queue(graph)
+        progress = Progress(graph)
+        for event in client.follow(prompt_id):
+            if event.type == "progress":
+                progress.show(event.data)
+        progress.close()
+        pictures = client.images(prompt_id)
+    try:
+        return pictures[find_node(graph, BEFORE)][0], pictures[find_node(graph, AFTER)][0]
+    except KeyError as error:
+        raise DevError(f"{WORKFLOW.name} must have nodes titled {BEFORE!r} and {AFTER!r} that show pictures: {error}")
+
+
+class Progress:
+    """A bar that is redrawn on a terminal; elsewhere a line about every tenth."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._terminal = graph, sys.stdout.isatty()
+        self._node, self._tenth, self._started = "", -1, 0.0
+
+    def show(self, data: dict[str, Any]) -> None:
+        """Draw what a "progress" message says."""
+        node, value, total = str(data["node"]), int(data["value"]), max(int(data["max"]), 1)
+        if node != self._node:
+            self.close()
+            self._node, self._tenth, self._started = node, -1, time.monotonic()
+        tenth = 10 * value // total
+        text = f"  {title(self._graph, node)}: {value}/{total}, {time.monotonic() - self._started:.0f} s"
+        if self._terminal:
+            print(f"\r\x1b[K  [{'#' * (2 * tenth):<20}]{text}", end="", flush=True)
+        elif tenth != self._tenth:
+            print(text, flush=True)
+        self._tenth = tenth
+
+    def close(self) -> None:
+        """End the line of the bar."""
+        if self._terminal and self._node:
+            print(flush=True)
+
+
+def draw_sheet(before: Image.Image, after: Image.Image, caption: str) -> Image.Image:
+    """Both pictures side by side on white, with the prompt below."""
+    font = ImageFont.load_default(FONT_SIZE)
+    pictures = [_enlarge(before), _enlarge(after)]
+    width = sum(p.width for p in pictures) + 3 * MARGIN
+    lines = ["before  |  after", *textwrap.wrap(f"“{caption}”", width // (FONT_SIZE // 2))]
+    below = max(p.height for p in pictures) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, below + len(lines) * FONT_SIZE * 3 // 2 + MARGIN // 2), "white")
+    left = MARGIN
+    for picture in pictures:
+        sheet.paste(picture, (left, MARGIN))
+        left += picture.width + MARGIN
+    ImageDraw.Draw(sheet).multiline_text((width / 2, below), "\n".join(lines), "black", font, "ma", FONT_SIZE // 2, "center")
+    return sheet
+
+
+def _enlarge(picture: Image.Image) -> Image.Image:
+    """A small picture at a whole multiple of its size, so that a person sees something."""
+    factor = max(1, PICTURE_SIZE // max(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
+
+
+def _open(picture: bytes) -> Image.Image:
+    return Image.open(BytesIO(picture)).convert("RGB")
+
+
+def _prompt(graph: Graph) -> str:
+    """The text that guided the edit: the first input of that name that holds a text."""
+    texts = (node["inputs"].get("prompt") for node in graph.values())
+    return next((text for text in texts if isinstance(text, str)), "")

@@ -1,0 +1,14 @@
+"""The ComfyUI side: each node is a schema, a conversion and a call into `tokenopt_core`."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import losses, models, optimize, regularizers, samples, tokenizer
+
+
+class TokenOptExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        models.register_folders()
+        modules = (models, samples, tokenizer, losses, regularizers, optimize)
+        return [node for module in modules for node in module.NODES]

@@ -1,0 +1,126 @@
+"""Optimize Tokens."""
+
+from __future__ import annotations
+
+import time
+
+from comfy_api.latest import io
+
+from ..tokenopt_core import NoiseSchedule, OptimizeConfig, Step, WeightedSum, optimize
+from ..tokenopt_core.clip import Clip
+from ..tokenopt_core.schedules import DECAYS
+from .convert import gradients, to_bhwc, to_pil
+from .models import activation_bytes, check_fit, load
+from .sockets import CATEGORY, Features, History, Noise, Regularizers, Reset, TiTok, TokenLoss
+
+PREVIEW_SECONDS = 0.3
+
+
+class Progress:
+    """Per iteration: the bar, now and then a picture, and a way out when the user interrupts."""
+
+    def __init__(self, iterations: int) -> None:
+        import comfy.model_management as mm
+        from comfy.utils import ProgressBar
+
+        self._check_interrupted = mm.throw_exception_if_processing_interrupted
+        self._bar = ProgressBar(iterations)
+        self._shown = float("-inf")
+
+    def __call__(self, step: Step) -> None:
+        self._check_interrupted()
+        preview = None
+        if time.monotonic() - self._shown > PREVIEW_SECONDS:
+            self._shown = time.monotonic()
+            picture = to_pil(step.image[0])
+            preview = ("JPEG", picture, max(picture.size))
+        self._bar.update_absolute(step.iteration + 1, preview=preview)
+
+
+class Optimize(io.ComfyNode):
+    """The executor: tokenizer, features and loss in, optimised features and pictures out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        default = OptimizeConfig()
+        return io.Schema(
+            node_id="TokenOptOptimize",
+            display_name="Optimize Tokens",
+            category=CATEGORY,
+            description="Changes the tokens step by step until the decoded picture minimises the loss.",
+            inputs=[
+                TiTok.Input("titok", tooltip="The tokenizer that the features come from."),
+                Features.Input("features", tooltip="Where to start; each picture of a batch is optimised on its own."),
+                TokenLoss.Input("loss", tooltip="What to minimise."),
+                io.Int.Input(
+                    "iterations",
+                    default=default.iterations,
+                    min=1,
+                    max=100_000,
+                    tooltip="Steps of the optimization. More change the picture further.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=default.learning_rate,
+                    min=0.0001,
+                    max=10.0,
+                    step=0.001,
+                    tooltip="Size of Adam's steps in units of the features. Near 0 nothing changes.",
+                ),
+                io.Combo.Input(
+                    "decay",
+                    options=list(DECAYS),
+                    default=default.decay,
+                    tooltip="Of the learning rate. constant: as published. cosine: falls to 0 along the run, for "
+                    "cleaner pictures.",
+                ),
+                io.Float.Input(
+                    "ema_decay",
+                    default=default.ema_decay,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="The result is an average over the last tokens; nearer to 1 averages longer. 0: the last "
+                    "tokens alone.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=default.seed,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Of crops and noise. The same seed gives the same picture.",
+                ),
+                Regularizers.Input("regularizer", optional=True, tooltip="Holds the tokens near where they started."),
+                Noise.Input("noise", optional=True, tooltip="Noise on the tokens; none if left open."),
+                Reset.Input("reset", optional=True, tooltip="Re-encodes the picture now and then; for inpainting."),
+            ],
+            outputs=[
+                Features.Output("optimized", display_name="FEATURES", tooltip="The averaged features."),
+                io.Image.Output("images", display_name="IMAGE", tooltip="Decoded from the averaged features."),
+                History.Output("history", display_name="HISTORY", tooltip="Each loss over the iterations."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, titok, features, loss, iterations, learning_rate, decay, ema_decay, seed, regularizer=(), noise=None,
+        reset=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        config = OptimizeConfig(
+            iterations, learning_rate, decay, ema_decay, seed, noise=noise or NoiseSchedule()
+        )
+        tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
+        check_fit(tokenizer, clips)
+        crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)
+        with gradients():
+            device = load([titok, *loss.models], activation_bytes(tokenizer, len(features), crops))
+            result = optimize(
+                tokenizer, features.clone().to(device), WeightedSum(loss.terms), config, regularizer, reset,
+                Progress(iterations),
+            )  # fmt: skip
+            return io.NodeOutput(result.features.cpu(), to_bhwc(result.images), result.history)
+
+
+NODES = [Optimize]

@@ -1,0 +1,155 @@
+"""Loading by name, folder and file, and what is said of files that cannot be used."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tokenopt_core as to
+from tokenopt_core import loading
+from tokenopt_core.titok import TiTokConfig
+from tokenopt_core.weights import read_state_dict
+
+from .conftest import TINY
+
+
+def save(tokenizer: to.Tokenizer, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(TINY.to_dict()))
+    save_file(tokenizer.model.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def same(a: to.Tokenizer, b: to.Tokenizer) -> bool:
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.equal(a.decode(a.encode(images)), b.decode(b.encode(images)))
+
+
+def test_a_folder_round_trip(tokenizer, tmp_path) -> None:
+    loaded = to.load_tokenizer(save(tokenizer, tmp_path / "my titok"))
+    assert same(loaded, tokenizer)
+    assert loaded.name == "my titok"
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_config_survives_its_own_layout() -> None:
+    assert TiTokConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".pth"])
+def test_lone_files_need_their_variant(tokenizer, tmp_path, monkeypatch, suffix) -> None:
+    monkeypatch.setitem(loading.VARIANTS, "tiny", TINY)
+    path = tmp_path / f"weights{suffix}"
+    state = tokenizer.model.state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    assert same(to.load_tokenizer(path, variant="tiny"), tokenizer)
+    with pytest.raises(ValueError, match="name its variant.*titok_bl64_vq8k"):
+        to.load_tokenizer(path)
+
+
+def test_half_precision_on_request(tokenizer, tmp_path) -> None:
+    assert to.load_tokenizer(save(tokenizer, tmp_path), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_loading_draws_no_random_numbers(tokenizer, tmp_path) -> None:
+    save(tokenizer, tmp_path)
+    state = torch.get_rng_state()
+    to.load_tokenizer(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_unknown_names_and_missing_files(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="unknown tokenizer 'titok_xl'.*expected mini"):
+        to.load_tokenizer("titok_xl")
+    with pytest.raises(FileNotFoundError, match=r"there is no weight file .*gone\.safetensors"):
+        to.load_tokenizer(tmp_path / "gone.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        to.load_tokenizer(tmp_path)
+
+
+def test_weights_that_do_not_fit(tokenizer, tmp_path) -> None:
+    save(tokenizer, tmp_path)
+    state = tokenizer.model.state_dict()
+    state["latent_tokens"] = state["latent_tokens"][:2].clone()
+    state["surplus"] = torch.zeros(1)
+    del state["decoder.mask_token"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing decoder\.mask_token; unexpected surplus; latent_tokens is \[2, 8\]"):
+        to.load_tokenizer(tmp_path)
+
+
+def test_a_truncated_file(tokenizer, tmp_path) -> None:
+    path = save(tokenizer, tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        to.load_tokenizer(tmp_path)
+
+
+def test_a_web_page_instead_of_weights(tokenizer, tmp_path) -> None:
+    path = save(tokenizer, tmp_path) / "model.safetensors"
+    path.write_text("<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(ValueError, match="is a web page"):
+        to.load_tokenizer(tmp_path)
+
+
+class Harm:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm-was-done"),))
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"latent_tokens": Harm()}, tmp_path / "evil.bin")
+    with pytest.raises(ValueError, match="could run code: refused"):
+        read_state_dict(tmp_path / "evil.bin")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"latent_tokens": Harm()}))
+    with pytest.raises(ValueError, match=r"evil|plain"):
+        read_state_dict(tmp_path / "plain.pt")
+    assert not (tmp_path / "harm-was-done").exists()
+
+
+def test_a_config_of_another_kind(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json: not a TiTok config"):
+        to.load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        to.load_tokenizer(tmp_path)
+
+
+def test_unknown_clips_are_explained(tmp_path) -> None:
+    with pytest.raises(ValueError, match="did you mean ViT-B-32"):
+        to.load_clip("ViT-B32", "laion2b_s34b_b79k")
+    with pytest.raises(FileNotFoundError, match=r"neither a weight file nor one of ViT-B-32's tags: .*laion2b_s34b_b79k"):
+        to.load_clip("ViT-B-32", "laion99")
+    with pytest.raises(ValueError, match="needs weights"):
+        to.load_clip("ViT-B-32")
+    with pytest.raises(FileNotFoundError, match="no weight file"):
+        to.load_clip("mini", tmp_path / "gone.safetensors")
+    save_file({"logit_scale": torch.zeros(())}, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match="do not fit the model: missing"):
+        to.load_clip("mini", tmp_path / "small.safetensors")
+
+
+@pytest.mark.slow
+def test_an_open_clip_model_from_a_local_file(tmp_path) -> None:
+    """The smallest published architecture with weights we make: text and picture vectors as open_clip gives them."""
+    import open_clip
+
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-S-32-alt")
+    torch.save(model.state_dict(), tmp_path / "clip.pt")
+    clip = to.load_clip("ViT-S-32-alt", tmp_path / "clip.pt")
+    images = torch.rand(1, 3, clip.image_size, clip.image_size, requires_grad=True)
+    normalized = (images - torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)) / torch.tensor(
+        open_clip.OPENAI_DATASET_STD
+    ).view(3, 1, 1)
+    model.eval()
+    torch.testing.assert_close(clip.embed_image(images), model.encode_image(normalized, normalize=True))
+    tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["a dog"])
+    torch.testing.assert_close(clip.embed_text(["a dog"]), model.encode_text(tokens, normalize=True))
+    clip.embed_image(images).sum().backward()
+    assert images.grad.abs().sum() > 0

@@ -1,0 +1,30 @@
+"""Edit, inpaint and generate pictures by optimising the tokens of a 1D image tokenizer at test time.
+
+The method of "Highly Compressed Tokenizer Can Generate Without Training" (arXiv 2506.08257); imports nothing of
+ComfyUI. Pictures are (B, 3, H, W) in [0, 1], features (B, N, D), a loss is any callable (B, 3, H, W) -> (B,).
+"""
+
+from .clip import Clip, load_clip
+from .loading import load_tokenizer
+from .losses import ClipLoss, WeightedSum
+from .optimize import OptimizeConfig, Result, Step, optimize
+from .regularizers import TokenRegularizer
+from .schedules import NoiseSchedule
+from .tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clip",
+    "ClipLoss",
+    "NoiseSchedule",
+    "OptimizeConfig",
+    "Result",
+    "Step",
+    "TokenRegularizer",
+    "Tokenizer",
+    "WeightedSum",
+    "load_clip",
+    "load_tokenizer",
+    "optimize",
+]

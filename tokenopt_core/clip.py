@@ -1,0 +1,142 @@
+"""Frozen CLIP and SigLIP models through open_clip: text and pictures to unit vectors, differentiable in the pictures."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .titok.quantizer import at_least_float32
+from .weights import load_strictly, read_state_dict
+
+MINI = Path(__file__).parent / "mini" / "clip"
+DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
+
+
+class Clip(nn.Module):
+    """A frozen two-tower model. Text and pictures become L2-normalised vectors (., E) in float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenize: Callable[[list[str]], Tensor],
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        name: str,
+        words: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.image_size, self.name = image_size, name
+        self.words = frozenset(words)  # what a prompt may speak of, where that is known; empty: anything
+        self._tokenize = tokenize
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def check_prompt(self, prompt: str) -> list[str]:
+        """The words of a prompt this model never saw; ValueError if it knows none of them."""
+        if not self.words:
+            return []
+        asked = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+        unknown = [word for word in asked if word not in self.words]
+        if not set(asked) & (self.words - _SMALL_WORDS):
+            raise ValueError(
+                f"the {self.name} CLIP knows nothing of what the prompt {prompt[:80]!r} speaks of. It knows: "
+                f"{', '.join(sorted(self.words - _SMALL_WORDS))}. Load a published CLIP for anything else"
+            )
+        return unknown
+
+    @torch.no_grad()
+    def embed_text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> (P, E), L2-normalised."""
+        tokens = self._tokenize(list(prompts)).to(self.mean.device)
+        return F.normalize(at_least_float32(self.model.encode_text(tokens)), dim=-1)
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> (B, E), L2-normalised; other sizes than the model's are resized."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = ((images - self.mean) / self.std).to(self.dtype)
+        return F.normalize(at_least_float32(self.model.encode_image(images)), dim=-1)
+
+
+# words that say nothing of a picture's content
+_SMALL_WORDS = frozenset("a an the of on in at by with and under during photo picture image scene landscape".split())
+
+
+def load_clip(
+    name: str,
+    pretrained: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Clip:
+    """A frozen CLIP on the CPU.
+
+    name: "mini", or an architecture of open_clip ("ViT-B-32", SigLIP ones included).
+    pretrained: a tag of open_clip ("laion2b_s34b_b79k", downloaded on first use) or a local weight file; for "mini"
+        a weight file of the same architecture, the shipped one if it is left out.
+    cache_dir: where downloads are kept; the Hugging Face cache if it is left out.
+    Raises FileNotFoundError for what is not there, ValueError for what cannot be used.
+    """
+    if name == "mini":
+        return _load_mini(Path(pretrained) if pretrained else MINI / "model.safetensors", dtype)
+    return _load_published(name, os.fspath(pretrained or ""), dtype, os.fspath(cache_dir) if cache_dir else None)
+
+
+def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:
+    from open_clip import CLIP  # imported when used: it is slow to import
+
+    config: dict[str, Any] = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
+    model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    load_strictly(model, read_state_dict(weights), str(weights), dtype)
+    tokenize = mini_tokenizer(config["text_cfg"]["context_length"])
+    size = config["vision_cfg"]["image_size"]
+    return Clip(model, tokenize, config["mean"], config["std"], size, "mini", config["words"])
+
+
+def mini_tokenizer(context_length: int, merges: Path = MINI / "merges.txt.gz") -> Callable[[list[str]], Tensor]:
+    """open_clip's own tokenizer with the few merges that the mini world's words need."""
+    from open_clip import SimpleTokenizer
+
+    return SimpleTokenizer(bpe_path=str(merges), context_length=context_length)
+
+
+def _load_published(name: str, pretrained: str, dtype: torch.dtype, cache_dir: str | None) -> Clip:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, ["mini", *open_clip.list_models()], 3)
+        raise ValueError(f"unknown CLIP {name!r}: did you mean {' or '.join(close) or 'mini or ' + DEFAULT[0]}?")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not pretrained:
+        raise ValueError(f"{name} needs weights: a tag ({', '.join(tags)}) or a weight file")
+    is_file = Path(pretrained).is_file()
+    if not is_file and pretrained not in tags:
+        raise FileNotFoundError(f"{pretrained!r} is neither a weight file nor one of {name}'s tags: {', '.join(tags)}")
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained, weights_only=True, cache_dir=cache_dir)
+    except Exception as error:
+        wrong = f"the weights {pretrained!r} of {name} could not be loaded ({str(error).splitlines()[0]})"
+        if is_file:
+            raise ValueError(f"{wrong}: the file is damaged or of another model") from error
+        raise FileNotFoundError(f"{wrong}: without a network, download them elsewhere and give the file") from error
+    wanted = open_clip.get_model_preprocess_cfg(model)
+    size = wanted["size"] if isinstance(wanted["size"], int) else wanted["size"][0]
+    return Clip(model.to(dtype), open_clip.get_tokenizer(name), wanted["mean"], wanted["std"], size, name)

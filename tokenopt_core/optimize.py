@@ -1,0 +1,205 @@
+"""The test-time optimization of tokens (paper, Section 4 and Algorithms A1 and A2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .ema import TokenAverage
+from .losses import Loss, NamedLosses, with_generators
+from .regularizers import TokenRegularizer
+from .schedules import DECAYS, Decay, NoiseSchedule, learning_rate
+from .tokenizer import Tokenizer
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class OptimizeConfig:
+    """Settings of a run; the defaults are those of the paper's text-guided editing.
+
+    seed: picture i of a batch draws its noise and crops from seed + i, so that a batch gives what single runs give.
+    precision: what the models compute in; the features, the quantizer and Adam stay float32. "auto" is float32 on
+        a CPU, on a GPU bfloat16 where it has it and float16 with a scaled gradient otherwise.
+    quantize: False optimises and decodes the quantized tokens as continuous ones (paper, Table 3, "without VQ").
+    """
+
+    iterations: int = 300
+    learning_rate: float = 0.1
+    decay: Decay = "constant"
+    ema_decay: float = 0.98
+    seed: int = 0
+    precision: Precision = "auto"
+    noise: NoiseSchedule = field(default_factory=NoiseSchedule)
+    quantize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"the learning rate must be a finite number above 0, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"the EMA decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.decay not in DECAYS:
+            raise ValueError(f"unknown learning rate decay {self.decay!r}: expected one of {', '.join(DECAYS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after an iteration; everything is detached."""
+
+    iteration: int  # from 0
+    features: Tensor  # (B, N, D), averaged
+    image: Tensor  # (B, 3, S, S), not clamped, decoded from the features before this iteration's step, not averaged
+    losses: dict[str, Tensor]  # each (B,), on the device: reading them waits for it
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: tensors are detached."""
+
+    features: Tensor  # (B, N, D), averaged
+    images: Tensor  # (B, 3, S, S) in [0, 1], decoded from `features`
+    history: dict[str, Tensor]  # (iterations, B) each: "loss" without the regularizers, and each term by its name
+    stopped: Literal["finished", "converged", "callback"]
+
+
+class Reset(Protocol):
+    """Replaces the features now and then while a run goes on (paper, Section 4.3)."""
+
+    def __call__(self, tokenizer: Tokenizer, features: Tensor, iteration: int, /) -> Tensor | None:
+        """New features (B, N, D) after this iteration, or None to leave them."""
+        ...
+
+
+Callback = Callable[[Step], bool | None]
+
+
+def optimize(
+    tokenizer: Tokenizer,
+    features: Tensor,
+    loss: Loss,
+    config: OptimizeConfig | None = None,
+    regularizers: Sequence[TokenRegularizer] = (),
+    reset: Reset | None = None,
+    callback: Callback | None = None,
+) -> Result:
+    """Adam on the features (B, N, D) before quantization, so that the decoded pictures minimise `loss`.
+
+    Runs where the features are; tokenizer and loss must be there too. A callback that returns True ends the run.
+    Raises ValueError for features that are not this tokenizer's or not finite, and for a loss of the wrong shape.
+    """
+    config = config or OptimizeConfig()
+    seed = _start(tokenizer, features, config)
+    generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(seed))]
+    loss = with_generators(loss, generators)
+    compute = _precision(config, seed.device)
+    # float16 gradients underflow without a scale; at a scale of 1 the scaler only passes through
+    scaler = torch.amp.GradScaler(seed.device.type, enabled=compute.dtype is torch.float16)
+    z = seed.clone().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=config.learning_rate)
+    average, history, stopped = TokenAverage(config.ema_decay), [], "finished"
+
+    for iteration in range(config.iterations):
+        _set_learning_rate(adam, iteration, config)
+        _add_noise(z, config.noise.at(iteration, config.iterations), generators)
+        with compute.context():
+            images = tokenizer.decode(z, quantize=config.quantize)
+            losses = _evaluate(loss, images)
+        penalties = _penalties(regularizers, z, seed)
+        objective = torch.stack([losses["loss"], *penalties.values()]).sum()
+        adam.zero_grad()
+        scaler.scale(objective).backward(inputs=[z])
+        scaler.step(adam)
+        scaler.update()
+        _apply_reset(reset, tokenizer, z, iteration)
+        averaged = average.update(z)
+        history.append({name: value.detach() for name, value in (losses | penalties).items()})
+        if callback and callback(Step(iteration, averaged, images.detach(), history[-1])):
+            stopped = "callback"
+            break
+
+    with torch.no_grad(), compute.context():
+        images = tokenizer.decode(averaged, quantize=config.quantize).clamp(0, 1)
+    curves = {name: torch.stack([step[name] for step in history]).float().cpu() for name in history[0]}
+    return Result(averaged, images, curves, stopped)
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """The dtype of the models' arithmetic on one device."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def context(self) -> AbstractContextManager:
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _precision(config: OptimizeConfig, device: torch.device) -> _Compute:
+    if config.precision != "auto":
+        return _Compute(device, getattr(torch, config.precision))
+    if device.type != "cuda":
+        return _Compute(device, torch.float32)
+    return _Compute(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def _start(tokenizer: Tokenizer, features: Tensor, config: OptimizeConfig) -> Tensor:
+    """The features to start from, quantized once if the run is without VQ."""
+    seed = tokenizer.check(features).detach()
+    if not len(seed):
+        raise ValueError("there is nothing to optimise: the batch of features is empty")
+    if not torch.isfinite(seed).all():
+        raise ValueError("the features to start from hold values that are not finite (NaN or infinity)")
+    return seed if config.quantize else tokenizer.quantize(seed).detach()
+
+
+def _set_learning_rate(adam: torch.optim.Adam, iteration: int, config: OptimizeConfig) -> None:
+    for group in adam.param_groups:
+        group["lr"] = learning_rate(iteration, config.iterations, config.learning_rate, config.decay)
+
+
+@torch.no_grad()
+def _add_noise(z: Tensor, std: float, generators: Sequence[torch.Generator]) -> None:
+    """Noise that stays: it is added to the variable, not to a copy of it."""
+    if std > 0:
+        noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators])
+        z.add_(noise.to(z), alpha=std)
+
+
+def _evaluate(loss: Loss, images: Tensor) -> dict[str, Tensor]:
+    """The loss (B,) under "loss", and its terms under their names."""
+    terms = loss.terms(images) if isinstance(loss, NamedLosses) else {}
+    value = torch.stack(list(terms.values())).sum(0) if terms else loss(images)
+    if not isinstance(value, Tensor) or value.shape != (len(images),):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"a loss must give one number a picture, shape ({len(images)},), got {got}")
+    return {"loss": value, **terms}
+
+
+def _penalties(regularizers: Sequence[TokenRegularizer], z: Tensor, seed: Tensor) -> dict[str, Tensor]:
+    """The regularizers' values (B,) by name; two of the same name add up."""
+    penalties: dict[str, Tensor] = {}
+    for regularizer in regularizers:
+        value = regularizer(z, seed)
+        penalties[regularizer.name] = penalties.get(regularizer.name, torch.zeros_like(value)) + value
+    return penalties
+
+
+@torch.no_grad()
+def _apply_reset(reset: Reset | None, tokenizer: Tokenizer, z: Tensor, iteration: int) -> None:
+    """Overwrites the variable; Adam's moments are kept."""
+    replacement = reset(tokenizer, z.detach(), iteration) if reset else None
+    if replacement is not None:
+        z.copy_(replacement)

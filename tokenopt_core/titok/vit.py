@@ -1,0 +1,125 @@
+"""TiTok's two vision transformers: picture -> latent tokens, and latent tokens -> picture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TiTokConfig, Transformer
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with `nn.MultiheadAttention`'s parameter names, through the fused kernel."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, L, W) -> (B, L, W)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm residual transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+def _blocks(size: Transformer) -> nn.ModuleList:
+    return nn.ModuleList(Block(size.width, size.heads) for _ in range(size.layers))
+
+
+def _embedding(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
+
+
+class Encoder(nn.Module):
+    """Patches and latent tokens attend to each other; the latent tokens alone come out (TiTok, Eq. 3)."""
+
+    def __init__(self, config: TiTokConfig, out_dim: int) -> None:
+        super().__init__()
+        width = config.encoder.width
+        self.class_embedding = _embedding(1, width)
+        self.positional_embedding = _embedding(config.grid**2 + 1, width)
+        self.latent_token_positional_embedding = _embedding(config.num_tokens, width)
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = _blocks(config.encoder)
+        self.ln_post = nn.LayerNorm(width)
+        self.conv_out = nn.Conv2d(width, out_dim, 1)
+
+    def forward(self, images: Tensor, latent_tokens: Tensor) -> Tensor:  # (B, 3, S, S), (N, W) -> (B, N, D)
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
+        start = self.class_embedding.expand(len(images), -1, -1)
+        patches = torch.cat([start, patches], 1) + self.positional_embedding
+        latents = (latent_tokens + self.latent_token_positional_embedding).expand(len(images), -1, -1)
+        x = self.ln_pre(torch.cat([patches, latents], 1))
+        for block in self.transformer:
+            x = block(x)
+        return self.project(self.ln_post(x[:, patches.shape[1] :]))
+
+    def project(self, latents: Tensor) -> Tensor:  # (B, N, W) -> (B, N, D)
+        return self.conv_out(latents.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Tokens and mask tokens attend to each other; the mask tokens become patches (TiTok, Eq. 4)."""
+
+    def __init__(self, config: TiTokConfig) -> None:
+        super().__init__()
+        width, patch = config.decoder.width, config.patch_size
+        self.grid, self.patch = config.grid, patch
+        self.class_embedding = _embedding(1, width)
+        self.positional_embedding = _embedding(config.grid**2 + 1, width)
+        self.mask_token = _embedding(1, 1, width)
+        self.latent_token_positional_embedding = _embedding(config.num_tokens, width)
+        self.decoder_embed = nn.Linear(config.token_dim, width)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = _blocks(config.decoder)
+        self.ln_post = nn.LayerNorm(width)
+        self.ffn = nn.ModuleList([nn.Conv2d(width, 3 * patch * patch, 1)])
+        self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, 3, S, S)
+        x = self.decoder_embed(tokens) + self.latent_token_positional_embedding
+        masks = self.mask_token.expand(len(x), self.grid**2, -1)
+        start = self.class_embedding.expand(len(x), -1, -1)
+        masks = torch.cat([start, masks], 1) + self.positional_embedding
+        x = self.ln_pre(torch.cat([masks, x], 1))
+        for block in self.transformer:
+            x = block(x)
+        return self.pixels(self.ln_post(x[:, 1 : self.grid**2 + 1]))
+
+    def pixels(self, patches: Tensor) -> Tensor:  # (B, grid * grid, W) -> (B, 3, S, S)
+        x = self.ffn[0](patches.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+        x = x.unflatten(1, (self.patch, self.patch, 3))  # (B, row, column, 3, grid, grid)
+        x = x.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+        return self.conv_out(x)

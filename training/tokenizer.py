@@ -1,0 +1,251 @@
+"""Trains the mini tokenizer: `python -m training.tokenizer`. Interrupt and run again: it goes on where it was.
+
+A TiTok with an RGB decoder is trained end to end on pictures of the mini world. Nothing tells it which token should
+mean what. Noise on the features before the code is looked up makes neighbouring codes decode alike, which the
+test-time optimization relies on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tokenopt_core.titok import TiTok, TiTokConfig, Transformer
+from training.loop import rate, run
+from training.world import World, all_scenes, held_out, sample_scenes
+
+CONFIG = TiTokConfig(
+    image_size=64,
+    num_tokens=16,
+    token_dim=12,
+    codebook_size=512,
+    encoder=Transformer(192, 3, 6),
+    decoder=Transformer(256, 4, 8),
+    l2_normalize=True,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the training does, and for how long."""
+
+    steps: int = 10_000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 150
+    final_rate: float = 0.03  # share of the learning rate that the cosine ends at
+    quantize_from: int = 300  # before it the features pass as they are; at it the codes are found by k-means
+    feature_noise: float = 0.4  # in units of 1 / sqrt(token_dim)
+    commitment: float = 0.25
+    code_decay: float = 0.99
+    weight_decay: float = 0.01
+    weight_ema: float = 0.999
+    seed: int = 0
+
+
+def initialize(model: TiTok) -> None:
+    """Xavier weights, sine-cosine positions and an identity output convolution: what small ViTs need to start fast."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and "embedding" not in name and "token" not in name:
+            nn.init.xavier_uniform_(parameter.data.view(len(parameter), -1))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "embedding" in name or "token" in name:
+            nn.init.normal_(parameter, std=0.5)
+    for part in (model.encoder, model.decoder):
+        grid, width = model.config.grid, part.positional_embedding.shape[1]
+        part.positional_embedding.data[1:] = 0.7 * sine_cosine(grid, width)
+    # the tokens must be heard beside the positions, or the decoder settles on the mean picture
+    nn.init.normal_(model.decoder.decoder_embed.weight, std=0.5)  # of a unit vector: outputs of the same size
+    nn.init.dirac_(model.decoder.conv_out.weight)
+    nn.init.constant_(model.decoder.ffn[0].bias, 0.5)
+
+
+def sine_cosine(grid: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions, (grid * grid, width)."""
+    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(grid).float()[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([line.repeat_interleave(grid, 0), line.repeat(grid, 1)], 1)
+
+
+class Codebook:
+    """The unit-length codes while they are being learned: exponential averages of the features that chose them."""
+
+    def __init__(self, codes: Tensor, decay: float) -> None:
+        self.codes, self.decay = codes, decay
+        self.counts, self.sums = torch.ones(len(codes)), codes.clone()
+
+    @classmethod
+    def from_features(cls, features: Tensor, count: int, decay: float) -> Codebook:
+        """k-means on the unit sphere."""
+        codes = features[torch.randperm(len(features))[:count]]
+        for _ in range(12):
+            nearest = (features @ codes.T).argmax(1)
+            sums = torch.zeros_like(codes).index_add_(0, nearest, features)
+            empty = sums.norm(dim=1) < 1e-6
+            codes = F.normalize(torch.where(empty[:, None], codes, sums), dim=1)
+        return cls(codes, decay)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, indices: Tensor, revive: bool) -> None:
+        """Moves each code toward its features, (M, D) and (M,); `revive` gives codes out of use a feature each."""
+        self.counts.mul_(self.decay).index_add_(0, indices, torch.full((len(indices),), 1 - self.decay))
+        self.sums.mul_(self.decay).index_add_(0, indices, (1 - self.decay) * features)
+        if revive:
+            dead = (self.counts < 0.01).nonzero().flatten()
+            chosen = features[torch.randint(len(features), (len(dead),))]
+            self.sums[dead], self.counts[dead] = 0.05 * chosen, 0.05
+        self.codes = F.normalize(self.sums, dim=1)
+
+
+def quantize(z: Tensor, codebook: Codebook, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit features (B, N, D) -> straight-through codes, their indices (B, N) and the commitment loss."""
+    noisy = F.normalize(z.detach() + noise / math.sqrt(z.shape[-1]) * torch.randn_like(z), dim=-1)
+    indices = (noisy @ codebook.codes.T).argmax(-1)
+    codes = codebook.codes[indices]
+    return z + (codes - z).detach(), indices, (z - codes).square().sum(-1).mean()
+
+
+def reconstruction_loss(decoded: Tensor, images: Tensor, masks: Tensor) -> Tensor:
+    """Squares, absolute values and gradients of the error; the subject counts three times."""
+    weight = 1 + 2 * masks
+    error = decoded - images
+    edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+    return 4 * (error.square() * weight).mean() + 0.5 * (error.abs() * weight).mean() + 0.25 * edges
+
+
+class Training:
+    """The state of a run: all that a checkpoint holds."""
+
+    def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.step, self.steps, self.seconds = recipe, 0, recipe.steps, 0.0
+        self.rng = random.Random(recipe.seed)
+        self.world = World(config.image_size)
+        self.model = TiTok(config)
+        initialize(self.model)
+        self.ema = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.weight_ema)
+        )
+        trained = [p for n, p in self.model.named_parameters() if not n.startswith("quantize")]
+        self.optimizer = torch.optim.AdamW(
+            trained, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
+        )
+        self.codebook: Codebook | None = None
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        return self.world.render(sample_scenes(self.recipe.batch, self.rng))
+
+    def start_codebook(self) -> None:
+        with torch.no_grad():
+            features = torch.cat([self.model.encode(self.batch()[0]).flatten(0, 1) for _ in range(24)])
+        count = self.model.config.codebook_size
+        self.codebook = Codebook.from_features(F.normalize(features, dim=1), count, self.recipe.code_decay)
+
+    def advance(self) -> float:
+        """One training step; returns its loss."""
+        recipe = self.recipe
+        if self.step == recipe.quantize_from:
+            self.start_codebook()
+        images, masks = self.batch()
+        z = F.normalize(self.model.encode(images), dim=-1)
+        tokens, loss = z, torch.zeros(())
+        if self.codebook is not None:
+            tokens, indices, commitment = quantize(z, self.codebook, recipe.feature_noise)
+            loss = recipe.commitment * commitment
+            self.codebook.update(z.detach().flatten(0, 1), indices.flatten(), revive=self.step % 20 == 0)
+        loss = loss + reconstruction_loss(self.model.decode(tokens), images, masks)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * rate(self.step, self.steps, recipe.warmup, recipe.final_rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        if self.step >= recipe.quantize_from:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return float(loss.detach())
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "rng": self.rng.getstate(),
+            "torch_rng": torch.get_rng_state(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "codebook": vars(self.codebook) if self.codebook else None,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rng.setstate(state["rng"])
+        torch.set_rng_state(state["torch_rng"])
+        for part in ("model", "ema", "optimizer"):
+            getattr(self, part).load_state_dict(state[part])
+        if state["codebook"]:
+            self.codebook = Codebook(state["codebook"]["codes"], state["codebook"]["decay"])
+            vars(self.codebook).update(state["codebook"])
+
+    @torch.no_grad()
+    def finished(self) -> TiTok:
+        """The averaged model with its codes, its features scaled to unit root mean square."""
+        model = copy.deepcopy(self.ema.module)
+        if self.codebook is not None:
+            model.quantize.embedding.weight.copy_(self.codebook.codes)
+        scenes = sample_scenes(256, random.Random(self.recipe.seed + 1))
+        features = model.encode(self.world.render(scenes)[0])
+        for parameter in model.encoder.conv_out.parameters():
+            parameter /= features.square().mean().sqrt()
+        return model
+
+
+@torch.no_grad()
+def psnr(model: TiTok, world: World, unseen: bool, count: int = 512) -> float:
+    """Peak signal-to-noise ratio of reconstructions in dB, mean over pictures seen in training or held out of it."""
+    scenes = [s for s in all_scenes() if held_out(s) == unseen]
+    values = []
+    for chunk in torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[:count].split(64):
+        images, _ = world.render([scenes[i] for i in chunk])
+        decoded = model.decode(model.quantize(model.encode(images))).clamp(0, 1)
+        values.append(-10 * (decoded - images).square().mean((1, 2, 3)).log10())
+    return float(torch.cat(values).mean())
+
+
+def export(training: Training, folder: Path) -> None:
+    """Writes config.json and model.safetensors (float16), the layout of a published tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = training.finished()
+    config = model.config.to_dict()
+    config["training"] = asdict(training.recipe) | {"steps_done": training.step, "seconds": round(training.seconds)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--checkpoint", type=Path, default=Path(".cache/training/tokenizer.pt"))
+    parser.add_argument("--out", type=Path, default=Path("tokenopt_core/mini/tokenizer"))
+    arguments = parser.parse_args()
+    training = Training(CONFIG, Recipe(steps=arguments.steps))
+    run(training, arguments.checkpoint, lambda: f"held-out PSNR {psnr(training.finished(), training.world, True, 64):.2f} dB")
+    export(training, arguments.out)
+    model = training.finished()
+    print(f"PSNR {psnr(model, training.world, False):.2f} dB, held-out {psnr(model, training.world, True):.2f} dB")
+
+
+if __name__ == "__main__":
+    main()
