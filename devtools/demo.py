@@ -18,7 +18,7 @@ WORKFLOW = WORKFLOWS / "text_edit.api.json"
 # The nodes of the workflow whose pictures are shown, by their titles on the canvas.
 BEFORE, AFTER = "Original", "Edited picture"
 PICTURE_SIZE = 384  # px on the sheet; smaller pictures are enlarged to it
-MARGIN, FONT_SIZE = 24, 20
+MARGIN, FONT_SIZE, LINE = 24, 20, 30
 
 
 def run() -> int:
@@ -86,18 +86,21 @@ class Progress:
 
 
 def draw_sheet(before: Image.Image, after: Image.Image, caption: str) -> Image.Image:
-    """Both pictures side by side on white, with the prompt below."""
+    """Both pictures side by side on white, each with its name, and the prompt below."""
     font = ImageFont.load_default(FONT_SIZE)
-    pictures = [_enlarge(before), _enlarge(after)]
-    width = sum(p.width for p in pictures) + 3 * MARGIN
-    lines = ["before  |  after", *textwrap.wrap(f"“{caption}”", width // (FONT_SIZE // 2))]
-    below = max(p.height for p in pictures) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, below + len(lines) * FONT_SIZE * 3 // 2 + MARGIN // 2), "white")
+    pictures = {"before": _enlarge(before), "after": _enlarge(after)}
+    width = sum(p.width for p in pictures.values()) + 3 * MARGIN
+    lines = textwrap.wrap(f"“{caption}”", 2 * width // FONT_SIZE)
+    below = max(p.height for p in pictures.values()) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, below + (len(lines) + 1) * LINE + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
     left = MARGIN
-    for picture in pictures:
+    for name, picture in pictures.items():
         sheet.paste(picture, (left, MARGIN))
+        draw.text((left + picture.width / 2, below - MARGIN / 2), name, "gray", font, "ma")
         left += picture.width + MARGIN
-    ImageDraw.Draw(sheet).multiline_text((width / 2, below), "\n".join(lines), "black", font, "ma", FONT_SIZE // 2, "center")
+    for number, line in enumerate(lines, start=1):
+        draw.text((width / 2, below + number * LINE), line, "black", font, "ma")
     return sheet
 
 

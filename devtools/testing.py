@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
 import pytest
@@ -41,14 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     In this process, so that whatever ends it ends the tests too, and with them their servers.
     """
     log = LOGS / "test.log"
+    print(f"Running the tests (log: {log.relative_to(ROOT)})", flush=True)
     os.chdir(ROOT)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the hub for weights is a mistake
     options = ["-q", "--tb=short", "-ra", f"--junit-xml={LOGS / 'test.xml'}", *arguments]
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore[type-var]
-        code = int(pytest.main(options))
-    print(f"The log: {_relative(log)}")
-    return code
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(ROOT)
+        return int(pytest.main(options))
