@@ -8,7 +8,7 @@ import sys
 if sys.version_info < (3, 10):  # before the first import that an older Python could not read
     sys.exit("TokenOpt needs Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])
 
-from devtools.commands import main  # noqa: E402
+from devtools.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

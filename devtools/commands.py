@@ -1,6 +1,7 @@
 """The commands of `dev.py`. Imported before the environment exists: anything from outside is imported later."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,13 +77,21 @@ def serve(wanted: int | None) -> int:
     print("Starting ComfyUI ...", flush=True)
     with server.ComfyServer(port=port, base=CACHE / "comfyui-home", log=LOGS / f"serve-{port}.log") as comfy:
         print(f"ComfyUI with TokenOpt: {comfy.url}\nStop it with Ctrl-C. Its log: {comfy.log_path}\n", flush=True)
-        with comfy.log_path.open(encoding="utf-8", errors="replace") as log:
-            log.seek(0, os.SEEK_END)
-            while comfy.alive:
-                sys.stdout.write(log.read())
-                sys.stdout.flush()
-                time.sleep(0.5)
-        raise DevError(f"ComfyUI ended.\n\n{comfy.tail()}")
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_log(comfy)
+            raise DevError(f"ComfyUI ended.\n\n{comfy.tail()}")
+    print("\nStopped.")
+    return 0
+
+
+def _show_log(comfy: server.ComfyServer) -> None:
+    """Copy what the server logs to the screen, for as long as it runs."""
+    with comfy.log_path.open(encoding="utf-8", errors="replace") as log:
+        log.seek(0, os.SEEK_END)
+        while comfy.alive:
+            sys.stdout.write(log.read())
+            sys.stdout.flush()
+            time.sleep(0.5)
 
 
 def lint() -> int:

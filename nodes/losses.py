@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -10,6 +11,9 @@ from ..tokenopt_core import ClipLoss
 from .convert import gradients
 from .models import load
 from .sockets import CATEGORY, LossTerms, OpenClip, TokenLoss
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 class ClipLossNode(io.ComfyNode):
@@ -84,7 +88,17 @@ class ClipLossNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, openclip, prompt, negative, guidance, crops, crop_scale, flip, weight) -> io.NodeOutput:
+    def execute(
+        cls,
+        openclip: ModelPatcher,
+        prompt: str,
+        negative: str,
+        guidance: float,
+        crops: int,
+        crop_scale: float,
+        flip: float,
+        weight: float,
+    ) -> io.NodeOutput:
         unknown = openclip.model.check_prompt(prompt) if prompt.strip() else []
         if unknown:
             logging.warning("TokenOpt: %s CLIP does not know: %s", openclip.model.name, ", ".join(unknown))

@@ -92,11 +92,12 @@ def load(patchers: Sequence[ModelPatcher], activations: int = 0) -> torch.device
 def _heal(model: torch.nn.Module) -> None:
     """Replaces tensors that were moved under inference mode, and would refuse a gradient, by clones."""
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and _tainted(tensor):
-                    clone = tensor.detach().clone()
-                    tensors[name] = torch.nn.Parameter(clone, False) if tensors is module._parameters else clone
+        for name, parameter in module._parameters.items():
+            if parameter is not None and _tainted(parameter):
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _tainted(buffer):
+                module._buffers[name] = buffer.detach().clone()
 
 
 def _tainted(tensor: torch.Tensor) -> bool:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..tokenopt_core import NoiseSchedule, OptimizeConfig, Step, WeightedSum, optimize
+from ..tokenopt_core import NoiseSchedule, OptimizeConfig, Step, TokenRegularizer, WeightedSum, optimize
 from ..tokenopt_core.clip import Clip
-from ..tokenopt_core.schedules import DECAYS
+from ..tokenopt_core.optimize import Reset as ResetRule
+from ..tokenopt_core.schedules import DECAYS, Decay
 from .convert import gradients, to_bhwc, to_pil
 from .models import activation_bytes, check_fit, load
-from .sockets import CATEGORY, Features, History, Noise, Regularizers, Reset, TiTok, TokenLoss
+from .sockets import CATEGORY, Features, History, LossTerms, Noise, Regularizers, Reset, TiTok, TokenLoss
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 PREVIEW_SECONDS = 0.3
 
@@ -105,12 +111,20 @@ class Optimize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, titok, features, loss, iterations, learning_rate, decay, ema_decay, seed, regularizer=(), noise=None,
-        reset=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        config = OptimizeConfig(
-            iterations, learning_rate, decay, ema_decay, seed, noise=noise or NoiseSchedule()
-        )
+        cls,
+        titok: ModelPatcher,
+        features: Tensor,
+        loss: LossTerms,
+        iterations: int,
+        learning_rate: float,
+        decay: Decay,
+        ema_decay: float,
+        seed: int,
+        regularizer: tuple[TokenRegularizer, ...] = (),
+        noise: NoiseSchedule | None = None,
+        reset: ResetRule | None = None,
+    ) -> io.NodeOutput:
+        config = OptimizeConfig(iterations, learning_rate, decay, ema_decay, seed, noise=noise or NoiseSchedule())
         tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
         check_fit(tokenizer, clips)
         crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..tokenopt_core import NoiseSchedule, TokenRegularizer
-from ..tokenopt_core.regularizers import TOWARD
-from ..tokenopt_core.schedules import SHAPES
+from ..tokenopt_core.regularizers import TOWARD, Toward
+from ..tokenopt_core.schedules import SHAPES, Shape
 from .sockets import CATEGORY, Noise, Regularizers
 
 
@@ -41,7 +41,7 @@ class Regularizer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, toward, weight, chain=()) -> io.NodeOutput:
+    def execute(cls, toward: Toward, weight: float, chain: tuple[TokenRegularizer, ...] = ()) -> io.NodeOutput:
         return io.NodeOutput((*chain, TokenRegularizer(toward, weight)))
 
 
@@ -91,7 +91,7 @@ class NoiseNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, start, end, until, shape) -> io.NodeOutput:
+    def execute(cls, start: float, end: float, until: float, shape: Shape) -> io.NodeOutput:
         return io.NodeOutput(NoiseSchedule(start, end, until, shape))
 
 

@@ -44,7 +44,7 @@ class SamplePicture(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, name) -> io.NodeOutput:
+    def execute(cls, name: str) -> io.NodeOutput:
         return io.NodeOutput(read(SAMPLES / f"{name}.png", "RGB"), read(SAMPLES / f"{name}.mask.png", "L"))
 
 

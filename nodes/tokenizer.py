@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from .convert import fit_square, gradients, to_bchw, to_bhwc
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 class Encode(io.ComfyNode):
@@ -35,7 +41,7 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, titok, image) -> io.NodeOutput:
+    def execute(cls, titok: ModelPatcher, image: Tensor) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             images = fit_square(to_bchw(image), titok.model.image_size)
             device = load([titok])
@@ -66,7 +72,7 @@ class Decode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, titok, features, quantize) -> io.NodeOutput:
+    def execute(cls, titok: ModelPatcher, features: Tensor, quantize: bool) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             device = load([titok])
             return io.NodeOutput(to_bhwc(titok.model.decode(features.clone().to(device), quantize)))

@@ -1,4 +1,4 @@
-"""Frozen CLIP and SigLIP models through open_clip: text and pictures to unit vectors, differentiable in the pictures."""
+"""Frozen CLIP and SigLIP through open_clip: text and pictures to unit vectors, differentiable in the pictures."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
 class Clip(nn.Module):
     """A frozen two-tower model. Text and pictures become L2-normalised vectors (., E) in float32."""
 
+    model: Any  # an nn.Module with encode_text and encode_image
     mean: Tensor
     std: Tensor
 
@@ -78,7 +79,13 @@ class Clip(nn.Module):
 
 
 # words that say nothing of a picture's content
-_SMALL_WORDS = frozenset("a an the of on in at by with and under during photo picture image scene landscape".split())
+_SMALL_WORDS = {"a", "an", "the", "is", "of", "on", "in", "at", "by", "with", "and", "under", "during"} | {
+    "photo",
+    "picture",
+    "image",
+    "scene",
+    "landscape",
+}
 
 
 def load_clip(

@@ -79,7 +79,9 @@ def download(repository: str, folder: Path | None = None) -> Path:
     from huggingface_hub import snapshot_download  # imported when used: it is slow to import
 
     try:
-        return Path(snapshot_download(repository, local_dir=folder, allow_patterns=["config.json", "model.safetensors"]))
+        return Path(
+            snapshot_download(repository, local_dir=folder, allow_patterns=["config.json", "model.safetensors"])
+        )
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise FileNotFoundError(

@@ -52,7 +52,8 @@ def random_crops(
     """
     height, width = (max(1, round(scale * side)) for side in images.shape[-2:])
     crops = []
-    for image, generator in zip(images, generators or [None] * len(images), strict=True):
+    sources: Sequence[torch.Generator | None] = generators or [None] * len(images)
+    for image, generator in zip(images, sources, strict=True):
         # drawn on the CPU, so that the same seed gives the same crops on every device and no iteration waits
         draws = torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist()
         for down, along, mirror in draws:

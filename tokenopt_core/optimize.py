@@ -18,6 +18,7 @@ from .schedules import DECAYS, Decay, NoiseSchedule, learning_rate
 from .tokenizer import Tokenizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Stopped = Literal["finished", "converged", "callback"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -70,7 +71,7 @@ class Result:
     features: Tensor  # (B, N, D), averaged
     images: Tensor  # (B, 3, S, S) in [0, 1], decoded from `features`
     history: dict[str, Tensor]  # (iterations, B) each: "loss" without the regularizers, and each term by its name
-    stopped: Literal["finished", "converged", "callback"]
+    stopped: Stopped
 
 
 class Reset(Protocol):
@@ -107,7 +108,9 @@ def optimize(
     scaler = torch.amp.GradScaler(seed.device.type, enabled=compute.dtype is torch.float16)
     z = seed.clone().requires_grad_(True)
     adam = torch.optim.Adam([z], lr=config.learning_rate)
-    average, history, stopped = TokenAverage(config.ema_decay), [], "finished"
+    average = TokenAverage(config.ema_decay)
+    stopped: Stopped = "finished"
+    history: list[dict[str, Tensor]] = []
 
     for iteration in range(config.iterations):
         _set_learning_rate(adam, iteration, config)

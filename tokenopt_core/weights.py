@@ -13,7 +13,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of one weight file, memory-mapped on the CPU; ValueError or FileNotFoundError if it cannot be read."""
+    """The tensors of one weight file, on the CPU; ValueError or FileNotFoundError if it cannot be read."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     if path.suffix not in SUFFIXES:

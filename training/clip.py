@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP, SimpleTokenizer
+from open_clip import CLIP
 from open_clip.tokenizer import default_bpe
 from safetensors.torch import save_file
 from torch import Tensor
@@ -51,7 +51,7 @@ class Recipe:
 
 def write_merges(path: Path) -> None:
     """Keeps of open_clip's byte-pair merges those that the world's words need, in their order."""
-    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
     words = {f"{word}</w>": [*word[:-1], f"{word[-1]}</w>"] for word in vocabulary()}
     needed = []
     for merge in lines[1 : 49152 - 256 - 2 + 1]:
@@ -71,7 +71,7 @@ def write_merges(path: Path) -> None:
 
 
 def augment(images: Tensor, rng: random.Random) -> Tensor:
-    """A crop, sometimes mirrored, blurred or noisy: what the optimization will show it, and what it must not rely on."""
+    """A crop, sometimes mirrored, blurred or noisy: what an optimization shows it, and what it must not rely on."""
     side = round(rng.uniform(0.7, 1.0) * images.shape[-1])
     y, x = (rng.randint(0, images.shape[-1] - side) for _ in range(2))
     out = F.interpolate(images[..., y : y + side, x : x + side], images.shape[-2:], mode="bilinear", antialias=True)
@@ -121,7 +121,9 @@ class Training:
             features = self.tokenizer.encode(images[through])
             spoiled = torch.rand(features.shape[:2]) < torch.rand(len(features), 1) * 0.6 + 0.4
             codes = self.tokenizer.lookup(torch.randint(self.tokenizer.codebook_size, features.shape[:2]))
-            tokens = torch.where((spoiled & damaged[through, None])[..., None], codes, self.tokenizer.quantize(features))
+            tokens = torch.where(
+                (spoiled & damaged[through, None])[..., None], codes, self.tokenizer.quantize(features)
+            )
             images[through] = self.tokenizer.decode(tokens, quantize=False).clamp(0, 1)
         return images, ~damaged
 
@@ -204,7 +206,11 @@ def main() -> None:
     arguments = parser.parse_args()
     write_merges(arguments.out / "merges.txt.gz")
     training = Training(Recipe(steps=arguments.steps), load_tokenizer(arguments.tokenizer))
-    run(training, arguments.checkpoint, lambda: "right on reconstructions {:.3f}, held-out {:.3f}".format(*accuracy(training, True)))
+    run(
+        training,
+        arguments.checkpoint,
+        lambda: "right on reconstructions {:.3f}, held-out {:.3f}".format(*accuracy(training, True)),
+    )
     export(training, arguments.out)
     for reconstructed in (False, True):
         seen, unseen = accuracy(training, reconstructed)

@@ -241,7 +241,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tokenopt_core/mini/tokenizer"))
     arguments = parser.parse_args()
     training = Training(CONFIG, Recipe(steps=arguments.steps))
-    run(training, arguments.checkpoint, lambda: f"held-out PSNR {psnr(training.finished(), training.world, True, 64):.2f} dB")
+    run(
+        training,
+        arguments.checkpoint,
+        lambda: f"held-out PSNR {psnr(training.finished(), training.world, True, 64):.2f} dB",
+    )
     export(training, arguments.out)
     model = training.finished()
     print(f"PSNR {psnr(model, training.world, False):.2f} dB, held-out {psnr(model, training.world, True):.2f} dB")

@@ -19,7 +19,20 @@ from PIL import Image
 from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
-SUBJECTS = ("apple", "car", "fox", "frog", "gift", "house", "lemon", "mushroom", "panda", "penguin", "sunflower", "tree")
+SUBJECTS = (
+    "apple",
+    "car",
+    "fox",
+    "frog",
+    "gift",
+    "house",
+    "lemon",
+    "mushroom",
+    "panda",
+    "penguin",
+    "sunflower",
+    "tree",
+)
 GROUNDS = ("grass", "sand", "snow", "water")
 LIGHTINGS = ("day", "sunset", "night")
 SIZES = (0.46, 0.58, 0.70)  # of the picture's side
@@ -104,7 +117,9 @@ def _sky(lighting: str, sun: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     if lighting == "night":  # a crescent: a second disc takes a bite out of the first
         body = body * np.clip((np.hypot(x - centre[0] - 0.045, y - centre[1] + 0.02) - 0.065) * 200, 0, 1)
         rng = np.random.default_rng(7)
-        for sx, sy, r in zip(rng.uniform(0, 1, 24), rng.uniform(0, 0.5, 24), rng.uniform(0.006, 0.011, 24), strict=True):
+        for sx, sy, r in zip(
+            rng.uniform(0, 1, 24), rng.uniform(0, 0.5, 24), rng.uniform(0.006, 0.011, 24), strict=True
+        ):
             star = np.clip((r - np.hypot(x - sx, y - sy)) * 300, 0, 1) * np.clip((distance - 0.12) * 50, 0, 1)
             sky = _mix(sky, np.ones(3, np.float32), star * 0.9)
     sky = _mix(sky, disc, body)
@@ -150,7 +165,7 @@ def _shadow(scale: float, x: float, size: int) -> Tensor:
     """How much the ground under the subject is darkened, (1, size, size) in [0, 1]."""
     v, u = np.meshgrid(*[(np.arange(size, dtype=np.float32) + 0.5) / size] * 2, indexing="ij")
     foot = HORIZON + 0.12 + 0.22 * scale - 0.015
-    falloff = np.exp(-(((u - x) / (0.42 * scale)) ** 2 + ((v - foot) / 0.035) ** 2) ** 1.5)
+    falloff = np.exp(-((((u - x) / (0.42 * scale)) ** 2 + ((v - foot) / 0.035) ** 2) ** 1.5))
     return torch.from_numpy(0.5 * falloff)[None]
 
 

@@ -46,7 +46,7 @@ def test_lone_files_need_their_variant(tokenizer, tmp_path, monkeypatch, suffix)
     state = tokenizer.model.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     assert same(to.load_tokenizer(path, variant="tiny"), tokenizer)
-    with pytest.raises(ValueError, match="name its variant.*titok_bl64_vq8k"):
+    with pytest.raises(ValueError, match=r"name its variant.*titok_bl64_vq8k"):
         to.load_tokenizer(path)
 
 
@@ -62,7 +62,7 @@ def test_loading_draws_no_random_numbers(tokenizer, tmp_path) -> None:
 
 
 def test_unknown_names_and_missing_files(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="unknown tokenizer 'titok_xl'.*expected mini"):
+    with pytest.raises(FileNotFoundError, match=r"unknown tokenizer 'titok_xl'.*expected mini"):
         to.load_tokenizer("titok_xl")
     with pytest.raises(FileNotFoundError, match=r"there is no weight file .*gone\.safetensors"):
         to.load_tokenizer(tmp_path / "gone.safetensors")
@@ -123,7 +123,9 @@ def test_a_config_of_another_kind(tmp_path) -> None:
 def test_unknown_clips_are_explained(tmp_path) -> None:
     with pytest.raises(ValueError, match="did you mean ViT-B-32"):
         to.load_clip("ViT-B32", "laion2b_s34b_b79k")
-    with pytest.raises(FileNotFoundError, match=r"neither a weight file nor one of ViT-B-32's tags: .*laion2b_s34b_b79k"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a weight file nor one of ViT-B-32's tags: .*laion2b_s34b_b79k"
+    ):
         to.load_clip("ViT-B-32", "laion99")
     with pytest.raises(ValueError, match="needs weights"):
         to.load_clip("ViT-B-32")

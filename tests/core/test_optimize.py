@@ -1,6 +1,7 @@
 """The loop: its order and arithmetic, seeds and batches, callbacks, and what it refuses."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_cosine_decay_ends_small(tokenizer, features) -> None:
     steps: list[torch.Tensor] = []
     config = to.OptimizeConfig(iterations=40, decay="cosine", ema_decay=0.0)
     to.optimize(tokenizer, features, brightness, config, callback=lambda s: steps.append(s.features))
-    moved = [(b - a).abs().max().item() for a, b in zip(steps, steps[1:], strict=False)]
+    moved = [(b - a).abs().max().item() for a, b in pairwise(steps)]
     assert moved[-1] < 0.05 * moved[0]
 
 

@@ -18,7 +18,7 @@ def quantizer(l2_normalize: bool) -> VectorQuantizer:
 
 def test_nearest_code_by_hand() -> None:
     z = torch.tensor([[[0.9, 0.2], [0.4, 1.5], [-1.0, -1.2]]], dtype=torch.float64)
-    # squared distances of the first: 0.05, 4.05, 25.45; of the second: 2.61, 0.41, 31.81; of the third: 5.44, 11.24, 7.24
+    # squared distances: 0.05, 4.05, 25.45 of the first; 2.61, 0.41, 31.81 of the second; 5.44, 11.24, 7.24 of the third
     assert quantizer(False).indices(z).tolist() == [[0, 1, 0]]
     # at unit length the third code is (-0.71, -0.71): now the third feature (-0.64, -0.77) is nearest to it
     assert quantizer(True).indices(z).tolist() == [[0, 1, 2]]

@@ -46,8 +46,8 @@ class TiTokConfig:
 
     def __post_init__(self) -> None:
         sizes = {k: v for k, v in asdict(self).items() if isinstance(v, int) and k != "l2_normalize"}
-        for part, transformer in (("encoder", self.encoder), ("decoder", self.decoder)):
-            sizes |= {f"{part} {k}": v for k, v in asdict(transformer).items()}
+        for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
+            sizes |= {f"{name} {k}": v for k, v in asdict(part).items()}
         for name, value in sizes.items():
             limit = MAX_CODES if name == "codebook_size" else MAX_SIZE
             if not 0 < value <= limit:
