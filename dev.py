@@ -3,10 +3,11 @@
 
 Runs under any Python from 3.10 on: it makes `.venv` and continues there.
 """
+
 import sys
 
-if sys.version_info < (3, 10):  # before the first import that an older Python could not read
-    sys.exit("TokenOpt needs Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])
+if sys.version_info < (3, 10):  # noqa: UP036 - said before the first import that an older Python cannot read
+    sys.exit("TokenOpt needs Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])  # noqa: UP031
 
 from devtools.commands import main
 

@@ -1,4 +1,4 @@
-"""The browser for the browser tests: found, or installed where this is for a CI machine to do. Standard library only."""
+"""The browser for the browser tests: found, or on a CI machine installed. Standard library only."""
 
 import os
 import shutil
@@ -42,15 +42,14 @@ def provide() -> None:
 
 def _candidates() -> Iterator[str]:
     yield from filter(None, map(shutil.which, NAMES))
+    places: list[str] = []
     if sys.platform == "darwin":
         places = [f"/Applications/{n}.app/Contents/MacOS/{n}" for n in ("Chromium", "Google Chrome")]
     elif sys.platform == "win32":
         roots = [os.environ.get(n, "") for n in ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")]
         ends = ("Google/Chrome/Application/chrome.exe", "Chromium/Application/chrome.exe")
         places = [os.path.join(root, end) for root in roots if root for end in ends]
-    else:
-        places = []
-    yield from filter(os.path.isfile, places)
+    yield from (place for place in places if os.path.isfile(place))
 
 
 def _install() -> None:

@@ -20,7 +20,7 @@ HELP = {
     "lint": "check style and types",
 }
 DEFAULT_PORT = 8188
-CHECKED = ("tokenopt_core", "nodes", "devtools", "examples")
+CHECKED = ("tokenopt_core", "nodes", "devtools")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,7 +98,11 @@ def lint() -> int:
     """Run the linters; 0 if none complains."""
     python = [sys.executable, "-m"]
     checked = [name for name in CHECKED if (ROOT / name).is_dir()]
-    commands = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", *checked])
+    commands = (
+        ["ruff", "check", "--output-format=concise", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy", *checked],
+    )
     codes = []
     for command in commands:
         print(f"$ {' '.join(command)}", flush=True)

@@ -9,8 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from examples.client import ComfyClient, ComfyError, Graph, find_node, title
-
+from .client import ComfyClient, ComfyError, Graph, find_node, title
 from .paths import LOGS, OUTPUT, ROOT, WORKFLOWS, DevError
 from .server import ComfyServer
 
@@ -44,6 +43,7 @@ def run() -> int:
 
 def _edit(url: str, graph: Graph) -> tuple[bytes, bytes]:
     """Run the workflow; the first picture of the "before" and of the "after" node."""
+    wanted = [find_node(graph, name) for name in (BEFORE, AFTER)]
     with ComfyClient(url) as client:
         prompt_id = client.queue(graph)
         progress = Progress(graph)
@@ -52,10 +52,10 @@ def _edit(url: str, graph: Graph) -> tuple[bytes, bytes]:
                 progress.show(event.data)
         progress.close()
         pictures = client.images(prompt_id)
-    try:
-        return pictures[find_node(graph, BEFORE)][0], pictures[find_node(graph, AFTER)][0]
-    except KeyError as error:
-        raise DevError(f"{WORKFLOW.name} must have nodes titled {BEFORE!r} and {AFTER!r} that show pictures: {error}")
+    before, after = (pictures.get(node_id, [b""])[0] for node_id in wanted)
+    if not before or not after:
+        raise ComfyError(f"{BEFORE!r} and {AFTER!r} must both show a picture.")
+    return before, after
 
 
 class Progress:

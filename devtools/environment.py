@@ -16,7 +16,7 @@ from .paths import CACHE, LOGS, ROOT, VENV, DevError, tail
 
 # Left out of ComfyUI's own list: each is optional for the server, and large.
 LEFT_OUT = {"torchaudio", "comfyui-workflow-templates"}
-# Imported by ComfyUI 0.3.75 without being on its list; the client of examples/.
+# Imported by ComfyUI 0.3.75 without being on its list.
 EXTRA = ["requests", "websocket-client"]
 UNFINISHED = VENV / "set-up-unfinished"
 HEARTBEAT = 30.0
@@ -56,6 +56,11 @@ def continue_inside(arguments: Sequence[str]) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(subprocess.call(command))
     sys.exit(130)
+
+
+def guarded(interpreter: str | Path) -> list[str]:
+    """The beginning of a command whose process ends when this one does, however that happens."""
+    return [str(interpreter), str(Path(__file__).with_name("guard.py")), str(os.getpid())]
 
 
 def run_logged(command: Sequence[str], log: Path, what: str) -> None:
@@ -120,7 +125,7 @@ def _pip(arguments: Sequence[str], log: Path, what: str) -> None:
     UNFINISHED.touch()
     os.environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     try:
-        run_logged([str(python()), "-m", "pip", "--no-input", *arguments], log, what)
+        run_logged([*guarded(python()), "-m", "pip", "--no-input", *arguments], log, what)
     except DevError:
         UNFINISHED.unlink()  # pip itself gave up, and cleans up behind itself
         raise

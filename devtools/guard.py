@@ -1,6 +1,7 @@
-"""Runs a script that ends with the process that started it: `guard.py PARENT_PID SCRIPT ARGUMENTS...`.
+"""Runs Python code that ends with the process that started it: `guard.py PARENT_PID SCRIPT | -m MODULE ARGUMENTS...`.
 
-However a demo or a test run dies, no ComfyUI survives it. Standard library only.
+However a demo or a test run dies, no ComfyUI survives it, nor a pip that would write into a new `.venv`.
+Standard library only.
 """
 
 import os
@@ -25,6 +26,10 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with, args=(int(sys.argv[1]),), daemon=True).start()
-    sys.argv = sys.argv[2:]
-    sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    del sys.argv[:2]
+    if sys.argv[0] == "-m":
+        del sys.path[0], sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -44,5 +44,5 @@ def run(arguments: Sequence[str]) -> int:
     os.chdir(ROOT)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks the hub for weights is a mistake
     options = ["-q", "--tb=short", "-ra", f"--junit-xml={LOGS / 'test.xml'}", *arguments]
-    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore[type-var]
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):
         return int(pytest.main(options))

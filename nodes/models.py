@@ -12,8 +12,9 @@ import torch
 from comfy_api.latest import io
 
 from ..tokenopt_core import Clip, Tokenizer, load_clip, load_tokenizer
-from ..tokenopt_core.loading import PUBLISHED, download
+from ..tokenopt_core.loading import download, page
 from ..tokenopt_core.optimize import PRECISIONS
+from ..tokenopt_core.titok import VARIANTS
 from ..tokenopt_core.weights import SUFFIXES
 from .convert import gradients
 from .sockets import CATEGORY, OpenClip, TiTok
@@ -118,7 +119,7 @@ class TiTokLoad(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = list(dict.fromkeys(["mini", *installed("titok"), *PUBLISHED]))
+        names = list(dict.fromkeys(["mini", *installed("titok"), *VARIANTS]))
         return io.Schema(
             node_id="TokenOptTiTokLoad",
             display_name="TiTok Load",
@@ -170,15 +171,15 @@ def find_tokenizer(name: str, allow_download: bool) -> str | Path:
     if path is not None:
         return path
     target = Path(folder_paths.get_folder_paths("titok")[0]) / name
-    if name not in PUBLISHED:
+    if name not in VARIANTS:
         raise FileNotFoundError(f"the tokenizer {name!r} is no longer there: it was looked for as {target}")
     if not allow_download:
         raise FileNotFoundError(
-            f"{name} is not in {target}: switch on download, or put config.json and model.safetensors of "
-            f"https://huggingface.co/{PUBLISHED[name]} there"
+            f"{name} is not in {target}: switch on download, or put {' and '.join(VARIANTS[name].files)} of "
+            f"{page(name)} there"
         )
-    logging.info("TokenOpt: downloading %s to %s", PUBLISHED[name], target)
-    return download(PUBLISHED[name], target)
+    logging.info("TokenOpt: downloading %s to %s", page(name), target)
+    return download(name, target)
 
 
 class OpenClipLoad(io.ComfyNode):

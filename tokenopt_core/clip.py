@@ -112,7 +112,7 @@ def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:
 
     config: dict[str, Any] = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    load_strictly(model, read_state_dict(weights), str(weights), dtype)
+    load_strictly(model, read_state_dict(weights, dtype), str(weights))
     tokenize = mini_tokenizer(config["text_cfg"]["context_length"])
     size = config["vision_cfg"]["image_size"]
     return Clip(model, tokenize, config["mean"], config["std"], size, "mini", config["words"])

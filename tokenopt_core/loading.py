@@ -7,15 +7,14 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from .titok import VARIANTS, TiTok, TiTokConfig
+from .titok import VARIANTS, TiTokConfig, build, recognise
 from .tokenizer import Tokenizer
 from .weights import SUFFIXES, load_strictly, read_state_dict
 
 MINI = Path(__file__).parent / "mini"
-
-# name in this project -> repository on the Hugging Face hub, each with config.json and model.safetensors
-PUBLISHED = {name: f"yucornetto/tokenizer_{name}_imagenet" for name in VARIANTS}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def load_tokenizer(
@@ -23,9 +22,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """A frozen tokenizer on the CPU.
 
-    source: "mini"; a published name ("titok_bl64_vq8k") or any repository of the Hugging Face hub ("owner/name",
-        downloaded on first use); a folder with config.json and model.safetensors; or a lone weight file.
-    variant: the published variant of a lone weight file, which has no config.
+    source: "mini"; a published name ("titok_l32") or a repository of the Hugging Face hub ("owner/name"), downloaded
+        into the hub's cache on first use; a folder with config.json and model.safetensors; or a lone weight file.
+    variant: the published variant of a lone weight file; found out from its tensors if it is left out.
     Raises FileNotFoundError for what is not there, ValueError for what cannot be used.
     """
     path, name = Path(source), os.fspath(source)
@@ -35,56 +34,70 @@ def load_tokenizer(
         return _from_folder(path, path.name, dtype)
     if path.is_file() or path.suffix in SUFFIXES:
         return _from_file(path, variant, dtype)
-    repository = PUBLISHED.get(name, name)
-    if repository.count("/") != 1 or repository.startswith((".", "/")) or path.is_absolute():
+    if name in VARIANTS:
+        return _from_folder(download(name), name, dtype)
+    if name.count("/") != 1 or path.is_absolute() or ".." in path.parts or "." in path.parts:
         raise FileNotFoundError(
-            f"unknown tokenizer {name!r}: expected mini, {', '.join(PUBLISHED)}, owner/name on the Hugging Face hub, "
+            f"unknown tokenizer {name!r}: expected mini, {', '.join(VARIANTS)}, owner/name on the Hugging Face hub, "
             "or an existing folder or weight file"
         )
-    return _from_folder(download(repository), name, dtype)
+    return _from_folder(_fetch(name, (CONFIG, WEIGHTS), None), name, dtype)
+
+
+def download(name: str, folder: Path | None = None) -> Path:
+    """Fetches a published tokenizer into `folder`, or the Hugging Face cache; returns the folder it lies in."""
+    return _fetch(VARIANTS[name].repository, VARIANTS[name].files, folder)
+
+
+def page(name: str) -> str:
+    """Where a person finds a published tokenizer's files."""
+    return f"https://huggingface.co/{VARIANTS[name].repository}"
 
 
 def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
-    config = folder / "config.json"
+    config, weights = folder / CONFIG, folder / WEIGHTS
     if not config.is_file():
-        raise FileNotFoundError(f"the tokenizer folder {folder} has no config.json")
+        lone = [file for file in folder.iterdir() if file.suffix in SUFFIXES]
+        if len(lone) == 1:
+            return _from_file(lone[0], name if name in VARIANTS else None, dtype)
+        raise FileNotFoundError(f"the tokenizer folder {folder} has no {CONFIG}")
     try:
-        parsed = TiTokConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
+        model = _on_meta(TiTokConfig.from_dict(json.loads(config.read_text(encoding="utf-8"))))
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
-    return _build(parsed, folder / "model.safetensors", name, dtype)
-
-
-def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    if variant not in VARIANTS:
-        raise ValueError(
-            f"{path.name} comes without a config.json: name its variant, load_tokenizer(path, variant=...), one of "
-            f"{', '.join(VARIANTS)}" + (f"; {variant!r} is none of them" if variant else "")
-        )
-    return _build(VARIANTS[variant], path, path.stem, dtype)
-
-
-def _build(config: TiTokConfig, weights: Path, name: str, dtype: torch.dtype) -> Tokenizer:
-    state = read_state_dict(weights)
-    with torch.device("meta"):  # no memory and no random numbers for parameters that the file replaces
-        model = TiTok(config)
-    load_strictly(model, state, str(weights), dtype)
+    load_strictly(model, read_state_dict(weights, dtype), str(weights))
     return Tokenizer(model, name)
 
 
-def download(repository: str, folder: Path | None = None) -> Path:
-    """Fetches a tokenizer of the Hugging Face hub, into `folder` or the hub's own cache; returns where it lies."""
+def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer:
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    state = read_state_dict(path, dtype)
+    try:
+        variant = variant or recognise(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        model = VARIANTS[variant].make()
+    load_strictly(model, state, str(path))
+    return Tokenizer(model, path.stem)
+
+
+def _on_meta(config: TiTokConfig) -> nn.Module:
+    """A model without memory or random numbers for parameters that a file replaces."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def _fetch(repository: str, files: tuple[str, ...], folder: Path | None) -> Path:
     from huggingface_hub import snapshot_download  # imported when used: it is slow to import
 
     try:
-        return Path(
-            snapshot_download(repository, local_dir=folder, allow_patterns=["config.json", "model.safetensors"])
-        )
+        # the library writes to temporary names, renames what is complete and resumes what is not
+        return Path(snapshot_download(repository, local_dir=folder, allow_patterns=list(files)))
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise FileNotFoundError(
-            f"the tokenizer {repository!r} could not be downloaded ({reason}). Without a network, put config.json and "
-            f"model.safetensors of https://huggingface.co/{repository} into {folder or 'a folder and name that'}"
+            f"the tokenizer {repository!r} could not be downloaded ({reason}). Without a network, put "
+            f"{' and '.join(files)} of https://huggingface.co/{repository} into {folder or 'a folder and name that'}"
         ) from error

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .titok import TiTok
-from .titok.quantizer import at_least_float32
+from .titok.model import MaskgitVQGAN, TiTok
+from .titok.quantizer import GaussianMean, at_least_float32
 
 
 class Tokenizer(nn.Module):
     """A frozen image tokenizer. Pictures are (B, 3, S, S) in [0, 1], features (B, N, D) in float32.
 
-    S is `image_size`, N `num_tokens`, D `token_dim`. The weights may be in half precision: the features, the
-    quantizer and the decoded picture stay float32.
+    S is `image_size`, N `num_tokens`, D `token_dim`; a VAE's features are (B, N, 2 D), means beside log variances.
+    The weights may be in half precision: the features, the quantizer and the decoded picture stay float32.
     """
 
-    def __init__(self, model: TiTok, name: str = "") -> None:
+    model: TiTok | MaskgitVQGAN
+
+    def __init__(self, model: TiTok | MaskgitVQGAN, name: str = "") -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name = name
@@ -24,62 +26,76 @@ class Tokenizer(nn.Module):
     @property
     def image_size(self) -> int:
         """Height and width of the pictures, in pixels."""
-        return self.model.config.image_size
+        return self.model.image_size
 
     @property
     def num_tokens(self) -> int:
-        return self.model.config.num_tokens
+        return self.model.num_tokens
 
     @property
     def token_dim(self) -> int:
-        return self.model.config.token_dim
+        return self.model.token_dim
 
     @property
     def codebook_size(self) -> int | None:
-        """Number of codes a token is chosen from; None where tokens are continuous."""
-        return self.model.config.codebook_size
+        """Number of codes a token is chosen from; None where tokens are continuous (VAE)."""
+        return self.model.codebook_size
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self.model.latent_tokens.dtype
+        return next(self.model.parameters()).dtype
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] -> features (B, N, D), float32, before quantization (paper, Eq. 4)."""
-        size = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or images.shape[1:] != size or not len(images):
-            raise ValueError(f"{self} takes pictures of shape (batch, {size[0]}, {size[1]}, {size[2]}), got "
-                             f"{tuple(images.shape)}: resize or crop them first")  # fmt: skip
+        size = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
+            raise ValueError(
+                f"{self} takes pictures of shape (batch, 3, {size}, {size}), got {tuple(images.shape)}: resize or crop "
+                "them first"
+            )
         return at_least_float32(self.model.encode(images.to(self.dtype)))
 
     def quantize(self, features: Tensor) -> Tensor:
-        """Features (B, N, D) -> the nearest codes (B, N, D), with a straight-through gradient."""
+        """Features -> the nearest codes (B, N, D), with a straight-through gradient; of a VAE the mean."""
         return self.model.quantize(self.check(features))
 
     def indices(self, features: Tensor) -> Tensor:
-        """Features (B, N, D) -> the nearest codes' numbers (B, N), int64."""
+        """Features -> the nearest codes' numbers (B, N), int64; ValueError for a VAE, which has no codes."""
+        self._need_codes()
         return self.model.quantize.indices(self.check(features))
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Code numbers (B, N) -> quantized tokens (B, N, D)."""
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.model.config.codebook_size:
-            raise ValueError(f"{self} has codes 0 to {self.model.config.codebook_size - 1}, got "
-                             f"{int(indices.min())} to {int(indices.max())}")  # fmt: skip
+        """Code numbers (B, N) -> quantized tokens (B, N, D); ValueError for a VAE, which has no codes."""
+        codes = self._need_codes()
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < codes:
+            raise ValueError(f"{self} has codes 0 to {codes - 1}, got {int(indices.min())} to {int(indices.max())}")
         return self.model.quantize.lookup(indices)
 
     def decode(self, features: Tensor, quantize: bool = True) -> Tensor:
-        """Features (B, N, D) -> pictures (B, 3, S, S), not clamped; `quantize=False` decodes them as they are."""
-        tokens = self.quantize(features) if quantize else self.check(features)
+        """Features -> pictures (B, 3, S, S), not clamped.
+
+        `quantize=False` ("without VQ") takes tokens (B, N, D) and decodes them as they are.
+        """
+        tokens = self.quantize(features) if quantize else self._check(features, self.token_dim, "tokens")
         return at_least_float32(self.model.decode(tokens.to(self.dtype)))
 
     def check(self, features: Tensor) -> Tensor:
         """`features` themselves, or a ValueError that says what this tokenizer takes."""
-        if features.ndim != 3 or features.shape[1:] != (self.num_tokens, self.token_dim):
+        return self._check(features, self.model.feature_dim, "features")
+
+    def _check(self, features: Tensor, dim: int, what: str) -> Tensor:
+        if features.ndim != 3 or features.shape[1:] != (self.num_tokens, dim):
             raise ValueError(
-                f"{self} takes features of shape (batch, {self.num_tokens}, {self.token_dim}), got "
-                f"{tuple(features.shape)}: they come from another tokenizer"
+                f"{self} takes {what} of shape (batch, {self.num_tokens}, {dim}), got {tuple(features.shape)}: they "
+                "come from another tokenizer"
             )
         return features
+
+    def _need_codes(self) -> int:
+        if self.codebook_size is None or isinstance(self.model.quantize, GaussianMean):
+            raise ValueError(f"{self} is a VAE: its tokens are continuous, there are no codes to count")
+        return self.codebook_size
 
     def __str__(self) -> str:
         return f"tokenizer {self.name!r}" if self.name else "this tokenizer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,10 +11,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+MAPPED = 64 * 2**20  # bytes of a safetensors file that are mapped at a time
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of one weight file, on the CPU; ValueError or FileNotFoundError if it cannot be read."""
+def read_state_dict(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of one weight file on the CPU, floating-point ones as `dtype` (None: as stored).
+
+    They are copies: what later happens to the file does not reach them. At no time is more of a safetensors file in
+    memory than the copies and 64 MiB. Raises FileNotFoundError or ValueError for a file that cannot be used.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     if path.suffix not in SUFFIXES:
@@ -22,18 +28,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path} is a web page, not a weight file: download the file itself, not the page about it")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return {
+        key: value.to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+        for key, value in tensors
+    }
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Memory-mapped tensors, in the file's order; the mapping is renewed now and then, which frees what was read."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            keys = list(file.keys())
+        while keys:
+            mapped = 0
+            with safe_open(path, framework="pt") as file:
+                while keys and mapped < MAPPED:
+                    key = keys.pop(0)
+                    tensor = file.get_tensor(key)
+                    mapped += tensor.nbytes
+                    yield key, tensor
+            del tensor
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): download it again") from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -41,15 +61,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than plain tensors, and loading it could run code: refused. Use a safetensors file, "
             f"or a state dict alone. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path} is damaged or no PyTorch weight file ({error}): download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: expected tensors by name")
-    return state
+    for key in list(state):
+        yield key, state.pop(key)
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, dtype: torch.dtype) -> None:
-    """Puts a state dict into a model, floating-point entries as `dtype`; every key and shape must fit."""
+def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Makes a state dict the parameters of a model; every key and shape must fit."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     problems = [f"missing {key}" for key in expected if key not in found]
@@ -62,5 +83,4 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, dtype
     if problems:
         shown = "; ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise ValueError(f"the weights of {source} do not fit the model: {shown}")
-    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    model.load_state_dict(cast, assign=True)
+    model.load_state_dict(state, assign=True)

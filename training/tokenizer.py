@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenopt_core.titok import TiTok, TiTokConfig, Transformer
+from tokenopt_core.titok import TiTok, TiTokConfig, Transformer, build
 from training.loop import rate, run
 from training.world import World, all_scenes, held_out, sample_scenes
 
@@ -53,7 +53,7 @@ class Recipe:
     seed: int = 0
 
 
-def initialize(model: TiTok) -> None:
+def initialize(model: TiTok, grid: int) -> None:
     """Xavier weights, sine-cosine positions and an identity output convolution: what small ViTs need to start fast."""
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and "embedding" not in name and "token" not in name:
@@ -63,8 +63,7 @@ def initialize(model: TiTok) -> None:
         elif "embedding" in name or "token" in name:
             nn.init.normal_(parameter, std=0.5)
     for part in (model.encoder, model.decoder):
-        grid, width = model.config.grid, part.positional_embedding.shape[1]
-        part.positional_embedding.data[1:] = 0.7 * sine_cosine(grid, width)
+        part.positional_embedding.data[1:] = 0.7 * sine_cosine(grid, part.positional_embedding.shape[1])
     # the tokens must be heard beside the positions, or the decoder settles on the mean picture
     nn.init.normal_(model.decoder.decoder_embed.weight, std=0.5)  # of a unit vector: outputs of the same size
     nn.init.dirac_(model.decoder.conv_out.weight)
@@ -133,8 +132,8 @@ class Training:
         self.recipe, self.step, self.steps, self.seconds = recipe, 0, recipe.steps, 0.0
         self.rng = random.Random(recipe.seed)
         self.world = World(config.image_size)
-        self.model = TiTok(config)
-        initialize(self.model)
+        self.config, self.model = config, build(config)
+        initialize(self.model, config.grid)
         self.ema = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.weight_ema)
         )
@@ -150,8 +149,9 @@ class Training:
     def start_codebook(self) -> None:
         with torch.no_grad():
             features = torch.cat([self.model.encode(self.batch()[0]).flatten(0, 1) for _ in range(24)])
-        count = self.model.config.codebook_size
-        self.codebook = Codebook.from_features(F.normalize(features, dim=1), count, self.recipe.code_decay)
+        self.codebook = Codebook.from_features(
+            F.normalize(features, dim=1), self.config.codebook_size, self.recipe.code_decay
+        )
 
     def advance(self) -> float:
         """One training step; returns its loss."""
@@ -228,7 +228,7 @@ def export(training: Training, folder: Path) -> None:
     """Writes config.json and model.safetensors (float16), the layout of a published tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model = training.finished()
-    config = model.config.to_dict()
+    config = training.config.to_dict()
     config["training"] = asdict(training.recipe) | {"steps_done": training.step, "seconds": round(training.seconds)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")

@@ -5,7 +5,7 @@ import torch
 
 import tokenopt_core as to
 from tokenopt_core.clip import Clip
-from tokenopt_core.titok import TiTok, TiTokConfig, Transformer
+from tokenopt_core.titok import TiTokConfig, Transformer, build
 
 TINY = TiTokConfig(
     image_size=8,
@@ -21,7 +21,7 @@ TINY = TiTokConfig(
 def tiny_tokenizer(config: TiTokConfig = TINY) -> to.Tokenizer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = TiTok(config)
+        model = build(config)
         torch.nn.init.normal_(model.quantize.embedding.weight)
         torch.nn.init.normal_(model.decoder.decoder_embed.weight)
     return to.Tokenizer(model, "tiny")

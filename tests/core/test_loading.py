@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 
 import tokenopt_core as to
 from tokenopt_core import loading
-from tokenopt_core.titok import TiTokConfig
+from tokenopt_core.titok import TiTokConfig, build
+from tokenopt_core.titok.variants import Variant
 from tokenopt_core.weights import read_state_dict
 
 from .conftest import TINY
@@ -40,13 +42,17 @@ def test_the_config_survives_its_own_layout() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".pth"])
-def test_lone_files_need_their_variant(tokenizer, tmp_path, monkeypatch, suffix) -> None:
-    monkeypatch.setitem(loading.VARIANTS, "tiny", TINY)
+def test_lone_files_are_recognised_or_named(tokenizer, tmp_path, monkeypatch, suffix) -> None:
+    monkeypatch.setitem(loading.VARIANTS, "tiny", Variant(partial(build, TINY), "nobody/tiny"))
     path = tmp_path / f"weights{suffix}"
     state = tokenizer.model.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     assert same(to.load_tokenizer(path, variant="tiny"), tokenizer)
-    with pytest.raises(ValueError, match=r"name its variant.*titok_bl64_vq8k"):
+    assert same(to.load_tokenizer(path), tokenizer)  # recognised by its tensors
+    with pytest.raises(ValueError, match=r"unknown variant 'small': expected one of titok_l32"):
+        to.load_tokenizer(path, variant="small")
+    monkeypatch.delitem(loading.VARIANTS, "tiny")
+    with pytest.raises(ValueError, match=rf"{path.name}: its tensors are those of no published tokenizer"):
         to.load_tokenizer(path)
 
 

@@ -1,6 +1,18 @@
-"""The TiTok models; parameter names and shapes are those of the published checkpoints."""
+"""The tokenizers of the paper; parameter names and shapes are those of the published checkpoints."""
 
-from .config import VARIANTS, TiTokConfig, Transformer
-from .model import TiTok
+from .config import TiTokConfig, Transformer
+from .model import MaskgitVQGAN, TiTok, TwoStageTiTok, VaeTiTok, build
+from .variants import VARIANTS, recognise, signature
 
-__all__ = ["VARIANTS", "TiTok", "TiTokConfig", "Transformer"]
+__all__ = [
+    "VARIANTS",
+    "MaskgitVQGAN",
+    "TiTok",
+    "TiTokConfig",
+    "Transformer",
+    "TwoStageTiTok",
+    "VaeTiTok",
+    "build",
+    "recognise",
+    "signature",
+]

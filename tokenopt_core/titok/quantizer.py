@@ -1,4 +1,4 @@
-"""Vector quantization with a straight-through gradient."""
+"""From features to the tokens that are decoded: the nearest code, or the mean of a Gaussian."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 class VectorQuantizer(nn.Module):
     """The nearest of `codes` vectors, at unit length if `l2_normalize` (van den Oord et al., 2017; TiTok, Eq. 5)."""
 
-    def __init__(self, codes: int, dim: int, l2_normalize: bool) -> None:
+    def __init__(self, codes: int, dim: int, l2_normalize: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codes, dim)
         self.l2_normalize = l2_normalize
@@ -42,3 +42,10 @@ class VectorQuantizer(nn.Module):
         codes = self.lookup(self.indices(z.detach()))
         z = self.normalize(at_least_float32(z))
         return z + (codes - z).detach()
+
+
+class GaussianMean(nn.Module):
+    """A VAE's features are a mean and a log variance side by side; the mean is what is decoded."""
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, N, 2 D) -> (B, N, D)
+        return at_least_float32(z).chunk(2, dim=-1)[0]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TiTokConfig, Transformer
+from .config import PIXEL_CODES, TiTokConfig, Transformer
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ def _embedding(*shape: int) -> nn.Parameter:
 class Encoder(nn.Module):
     """Patches and latent tokens attend to each other; the latent tokens alone come out (TiTok, Eq. 3)."""
 
-    def __init__(self, config: TiTokConfig, out_dim: int) -> None:
+    def __init__(self, config: TiTokConfig, feature_dim: int) -> None:
         super().__init__()
         width = config.encoder.width
         self.class_embedding = _embedding(1, width)
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = _blocks(config.encoder)
         self.ln_post = nn.LayerNorm(width)
-        self.conv_out = nn.Conv2d(width, out_dim, 1)
+        self.conv_out = nn.Conv2d(width, feature_dim, 1)
 
     def forward(self, images: Tensor, latent_tokens: Tensor) -> Tensor:  # (B, 3, S, S), (N, W) -> (B, N, D)
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
@@ -84,19 +84,28 @@ class Encoder(nn.Module):
         x = self.ln_pre(torch.cat([patches, latents], 1))
         for block in self.transformer:
             x = block(x)
-        return self.project(self.ln_post(x[:, patches.shape[1] :]))
+        channels = self.to_channels(self.ln_post(x[:, patches.shape[1] :]))
+        return self.conv_out(channels.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
 
-    def project(self, latents: Tensor) -> Tensor:  # (B, N, W) -> (B, N, D)
-        return self.conv_out(latents.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+    def to_channels(self, latents: Tensor) -> Tensor:  # (B, N, W) -> (B, W, N)
+        return latents.transpose(1, 2)
+
+
+class TwoStageEncoder(Encoder):
+    """The encoder of the first published models."""
+
+    def to_channels(self, latents: Tensor) -> Tensor:
+        # these were trained with a reshape where a transposition was meant, and their weights fit only that
+        return latents.reshape(len(latents), latents.shape[2], latents.shape[1])
 
 
 class Decoder(nn.Module):
-    """Tokens and mask tokens attend to each other; the mask tokens become patches (TiTok, Eq. 4)."""
+    """Tokens and mask tokens attend to each other; the mask tokens become RGB patches (TiTok, Eq. 4)."""
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
-        width, patch = config.decoder.width, config.patch_size
-        self.grid, self.patch = config.grid, patch
+        width = config.decoder.width
+        self.grid, self.patch = config.grid, config.patch_size
         self.class_embedding = _embedding(1, width)
         self.positional_embedding = _embedding(config.grid**2 + 1, width)
         self.mask_token = _embedding(1, 1, width)
@@ -105,7 +114,10 @@ class Decoder(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = _blocks(config.decoder)
         self.ln_post = nn.LayerNorm(width)
-        self.ffn = nn.ModuleList([nn.Conv2d(width, 3 * patch * patch, 1)])
+        self._make_head(width)
+
+    def _make_head(self, width: int) -> None:
+        self.ffn = nn.Sequential(nn.Conv2d(width, 3 * self.patch**2, 1))
         self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, 3, S, S)
@@ -116,10 +128,19 @@ class Decoder(nn.Module):
         x = self.ln_pre(torch.cat([masks, x], 1))
         for block in self.transformer:
             x = block(x)
-        return self.pixels(self.ln_post(x[:, 1 : self.grid**2 + 1]))
+        patches = self.ln_post(x[:, 1 : self.grid**2 + 1])
+        return self.head(patches.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
 
-    def pixels(self, patches: Tensor) -> Tensor:  # (B, grid * grid, W) -> (B, 3, S, S)
-        x = self.ffn[0](patches.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
-        x = x.unflatten(1, (self.patch, self.patch, 3))  # (B, row, column, 3, grid, grid)
-        x = x.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-        return self.conv_out(x)
+    def head(self, patches: Tensor) -> Tensor:  # (B, W, grid, grid) -> (B, 3, S, S)
+        x = self.ffn(patches).unflatten(1, (self.patch, self.patch, 3))  # (B, row, column, 3, grid, grid)
+        return self.conv_out(x.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3))
+
+
+class CodeDecoder(Decoder):
+    """The decoder of the two-stage models: the mask tokens become scores of the MaskGIT-VQGAN's codes."""
+
+    def _make_head(self, width: int) -> None:
+        self.ffn = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.Tanh(), nn.Conv2d(2 * width, PIXEL_CODES, 1))
+
+    def head(self, patches: Tensor) -> Tensor:  # (B, W, grid, grid) -> (B, 1024, grid, grid)
+        return self.ffn(patches)

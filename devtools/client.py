@@ -57,7 +57,8 @@ class ExecutionFailed(ComfyError):
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
-        super().__init__(f"{data.get('node_type')} (node {data.get('node_id')}): {data.get('exception_message')}")
+        message = str(data.get("exception_message", "")).strip()
+        super().__init__(f"{data.get('node_type')} (node {data.get('node_id')}): {message}")
 
 
 class Interrupted(ComfyError):
@@ -97,7 +98,10 @@ class ComfyClient:
             self._socket = None
 
     def queue(self, graph: Graph) -> str:
-        """Hand in a workflow in API format; returns its prompt id."""
+        """Hand in a workflow in API format; returns its prompt id.
+
+        ComfyUI runs the valid outputs of a workflow whose other outputs are refused; here that is a refusal too.
+        """
         self._connect()  # before queueing, so that no message is missed
         try:
             reply = self._json("/prompt", {"prompt": graph, "client_id": self.client_id})
@@ -105,6 +109,9 @@ class ComfyClient:
             if error.code != 400:
                 raise
             raise PromptRefused(graph, json.load(error)) from None
+        if reply.get("node_errors"):
+            self.cancel(reply["prompt_id"])
+            raise PromptRefused(graph, reply)
         return str(reply["prompt_id"])
 
     def follow(self, prompt_id: str, patience: float = 2.0) -> Iterator[Event]:
@@ -146,6 +153,11 @@ class ComfyClient:
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Stop the running prompt (or only if it is this one); may be called from another thread."""
         self._open("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
+
+    def cancel(self, prompt_id: str) -> None:
+        """Take a prompt off the queue, or stop it if it is running."""
+        self._open("/queue", {"delete": [prompt_id]})
+        self.interrupt(prompt_id)
 
     def object_info(self, node_class: str = "") -> dict[str, Any]:
         """What ComfyUI knows of its nodes, or of one of them: inputs, outputs, defaults, tooltips."""
@@ -232,7 +244,7 @@ def find_node(graph: Graph, wanted: str) -> str:
     for node_id in graph:
         if title(graph, node_id).casefold() == wanted.casefold():
             return node_id
-    raise KeyError(f"no node is titled {wanted!r}; there are: {', '.join(title(graph, i) for i in graph)}")
+    raise ComfyError(f"No node is titled {wanted!r}. There are: {', '.join(title(graph, i) for i in graph)}.")
 
 
 def _preview(message: bytes) -> Event:

@@ -1,0 +1,107 @@
+"""The published models to the last digit: keys, shapes, and the numbers of the published implementation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tokenopt_core as to
+from tests import formula
+from tokenopt_core.titok import VARIANTS, TiTokConfig, build, recognise, signature
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "titok"
+GOLDEN = sorted(path.stem for path in FIXTURES.glob("*.safetensors"))
+PUBLISHED = sorted(path.stem for path in FIXTURES.glob("*.json"))
+TOLERANCE = 1e-4  # relative norm
+
+
+def describe(name: str) -> dict:
+    return json.loads((FIXTURES / f"{name}.json").read_text())
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    difference = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert difference < TOLERANCE
+
+
+def tokens_first(x: Tensor) -> Tensor:  # published (B, C, 1, N) -> (B, N, C)
+    return x.squeeze(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_and_shapes_are_the_published_ones(name) -> None:
+    assert signature(name) == {key: tuple(shape) for key, shape in describe(name)["state_dict"].items()}
+
+
+def test_every_variant_has_its_fixture() -> None:
+    assert sorted(VARIANTS) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "maskgit_vqgan"])
+def test_the_published_config_gives_the_variant(name) -> None:
+    with torch.device("meta"):
+        model = build(TiTokConfig.from_dict(describe(name)["config"]))
+        assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == signature(name)
+        assert type(model) is type(VARIANTS[name].make())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_state_dict_without_config_is_recognised(name) -> None:
+    state = {key: torch.empty(shape, device="meta") for key, shape in signature(name).items()}
+    assert recognise(state) == name
+    state.pop(next(iter(state)))
+    with pytest.raises(ValueError, match=rf"may be those of .*{name}.*variant="):
+        recognise(state)
+
+
+@pytest.fixture(scope="module", params=GOLDEN)
+def golden(request) -> tuple[to.Tokenizer, dict[str, Tensor], Tensor]:
+    """The model with the formula's weights, the numbers of the published code, and the pictures."""
+    with torch.device("meta"):
+        model = VARIANTS[request.param].make()
+    state = {key: formula.weights(key, shape) for key, shape in signature(request.param).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    numbers = load_file(FIXTURES / f"{request.param}.safetensors")
+    return to.Tokenizer(model, request.param), numbers, formula.image(len(numbers["features"]))
+
+
+@pytest.mark.slow
+def test_encoder_quantizer_decoder_and_gradient(golden) -> None:
+    tokenizer, numbers, images = golden
+    z = tokenizer.encode(images)
+    assert_near(z, tokens_first(numbers["features"]))
+    assert_near(tokenizer.quantize(z), tokens_first(numbers["quantized"]))
+    if "indices" in numbers:
+        assert torch.equal(tokenizer.indices(z), numbers["indices"][: len(images)])
+    z = tokens_first(numbers["features"]).clone().requires_grad_(True)
+    decoded = tokenizer.decode(z)
+    assert_near(F.avg_pool2d(decoded.detach(), 16), numbers["decoded_pool16"])
+    stats = torch.stack([decoded.min(), decoded.max(), decoded.mean(), decoded.std()]).detach()
+    if len(images) == 2:  # the statistics are those of two pictures
+        assert_near(stats, numbers["decoded_stats"])
+    loss = (decoded - images.flip(-1)).abs().mean((1, 2, 3))
+    loss.sum().backward()
+    assert_near(loss.detach(), numbers["l1_loss"][: len(images)])
+    assert_near(z.grad, tokens_first(numbers["l1_grad_features"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)])
+def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> None:
+    tokenizer, numbers, images = golden
+
+    def right_side(decoded: Tensor) -> Tensor:
+        error = (decoded - images.flip(-1)).abs()
+        return (error * (torch.arange(256) >= 96)).mean((1, 2, 3))
+
+    config = to.OptimizeConfig(iterations=6, quantize=run != "post")
+    start = tokens_first(numbers["features"])
+    result = to.optimize(tokenizer, start, right_side, config, [to.TokenRegularizer(toward, weight)])
+    assert_near(result.history["loss"], numbers[f"opt_{run}_loss"][:, : len(images)])
+    assert_near(result.features, tokens_first(numbers[f"opt_{run}_ema_tokens"]))
+    assert_near(F.avg_pool2d(result.images, 16), numbers[f"opt_{run}_final_pool16"])
