@@ -2,13 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import losses, models, optimize, regularizers, samples, tokenizer
+from . import folders, losses, models, optimize, regularizers, samples, tokenizer
 
 
 class TokenOptExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        models.register_folders()
+        folders.register()
         modules = (models, samples, tokenizer, losses, regularizers, optimize)
         return [node for module in modules for node in module.NODES]

@@ -98,6 +98,12 @@ class Optimize(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Of crops and noise. The same seed gives the same picture.",
                 ),
+                io.Boolean.Input(
+                    "quantize",
+                    default=default.quantize,
+                    tooltip="On: the nearest codes are decoded. Off: the tokens are optimised and decoded as they are "
+                    "(without VQ); switch it off in Decode, too. For comparison: results are worse.",
+                ),
                 Regularizers.Input("regularizer", optional=True, tooltip="Holds the tokens near where they started."),
                 Noise.Input("noise", optional=True, tooltip="Noise on the tokens; none if left open."),
                 Reset.Input("reset", optional=True, tooltip="Re-encodes the picture now and then; for inpainting."),
@@ -120,11 +126,14 @@ class Optimize(io.ComfyNode):
         decay: Decay,
         ema_decay: float,
         seed: int,
+        quantize: bool,
         regularizer: tuple[TokenRegularizer, ...] = (),
         noise: NoiseSchedule | None = None,
         reset: ResetRule | None = None,
     ) -> io.NodeOutput:
-        config = OptimizeConfig(iterations, learning_rate, decay, ema_decay, seed, noise=noise or NoiseSchedule())
+        config = OptimizeConfig(
+            iterations, learning_rate, decay, ema_decay, seed, quantize=quantize, noise=noise or NoiseSchedule()
+        )
         tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
         check_fit(tokenizer, clips)
         crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)

@@ -13,11 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .download import Source
 from .titok.quantizer import at_least_float32
-from .weights import load_strictly, read_state_dict
+from .weights import SUFFIXES, load_strictly, read_state_dict
 
 MINI = Path(__file__).parent / "mini" / "clip"
 DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
+
+_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# published models that are offered by name; any other of open_clip's loads in the same way
+PUBLISHED = {
+    "ViT-B-32 laion2b": Source("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", _FILES),
+    "ViT-B-16 laion2b": Source("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", _FILES),
+    "ViT-L-14 laion2b": Source("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", _FILES),
+    "ViT-B-16-SigLIP webli": Source("timm/ViT-B-16-SigLIP", _FILES + _TOKENIZER),
+}
 
 
 class Clip(nn.Module):
@@ -89,22 +100,24 @@ _SMALL_WORDS = {"a", "an", "the", "is", "of", "on", "in", "at", "by", "with", "a
 
 
 def load_clip(
-    name: str,
+    name: str | os.PathLike[str],
     pretrained: str | os.PathLike[str] | None = None,
     dtype: torch.dtype = torch.float32,
-    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Clip:
     """A frozen CLIP on the CPU.
 
-    name: "mini", or an architecture of open_clip ("ViT-B-32", SigLIP ones included).
+    name: "mini", an architecture of open_clip ("ViT-B-32", SigLIP ones included), or a folder in the layout of
+        open_clip's repositories (open_clip_config.json beside the weights).
     pretrained: a tag of open_clip ("laion2b_s34b_b79k", downloaded on first use) or a local weight file; for "mini"
-        a weight file of the same architecture, the shipped one if it is left out.
-    cache_dir: where downloads are kept; the Hugging Face cache if it is left out.
+        a weight file of the same architecture, the shipped one if it is left out; nothing for a folder.
     Raises FileNotFoundError for what is not there, ValueError for what cannot be used.
     """
+    name = os.fspath(name)
     if name == "mini":
         return _load_mini(Path(pretrained) if pretrained else MINI / "model.safetensors", dtype)
-    return _load_published(name, os.fspath(pretrained or ""), dtype, os.fspath(cache_dir) if cache_dir else None)
+    if Path(name).is_dir():
+        return _load_folder(Path(name), dtype)
+    return _load_named(name, os.fspath(pretrained or ""), dtype)
 
 
 def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:
@@ -125,7 +138,15 @@ def mini_tokenizer(context_length: int, merges: Path = MINI / "merges.txt.gz") -
     return SimpleTokenizer(bpe_path=str(merges), context_length=context_length)
 
 
-def _load_published(name: str, pretrained: str, dtype: torch.dtype, cache_dir: str | None) -> Clip:
+def _load_folder(folder: Path, dtype: torch.dtype) -> Clip:
+    if not (folder / _FILES[0]).is_file():
+        raise FileNotFoundError(f"the CLIP folder {folder} has no {_FILES[0]}")
+    if not any(file.suffix in SUFFIXES for file in folder.iterdir()):  # open_clip would go on with random weights
+        raise FileNotFoundError(f"the CLIP folder {folder} has no weight file")
+    return _create(f"local-dir:{folder}", None, folder.name, dtype, f"the CLIP in {folder}")
+
+
+def _load_named(name: str, pretrained: str, dtype: torch.dtype) -> Clip:
     import open_clip
 
     if name not in open_clip.list_models():
@@ -134,16 +155,23 @@ def _load_published(name: str, pretrained: str, dtype: torch.dtype, cache_dir: s
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
         raise ValueError(f"{name} needs weights: a tag ({', '.join(tags)}) or a weight file")
-    is_file = Path(pretrained).is_file()
-    if not is_file and pretrained not in tags:
+    if not Path(pretrained).is_file() and pretrained not in tags:
         raise FileNotFoundError(f"{pretrained!r} is neither a weight file nor one of {name}'s tags: {', '.join(tags)}")
+    return _create(name, pretrained, name, dtype, f"the weights {pretrained!r} of {name}")
+
+
+def _create(identifier: str, pretrained: str | None, name: str, dtype: torch.dtype, what: str) -> Clip:
+    """open_clip's model, tokenizer and normalisation, in one object."""
+    import open_clip
+
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, weights_only=True, cache_dir=cache_dir)
+        model = open_clip.create_model(identifier, pretrained=pretrained, weights_only=True)
+        tokenize = open_clip.get_tokenizer(identifier)
     except Exception as error:
-        wrong = f"the weights {pretrained!r} of {name} could not be loaded ({str(error).splitlines()[0]})"
-        if is_file:
-            raise ValueError(f"{wrong}: the file is damaged or of another model") from error
-        raise FileNotFoundError(f"{wrong}: without a network, download them elsewhere and give the file") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{what} could not be loaded ({reason}): the file is damaged or of another model, or there is no network"
+        ) from error
     wanted = open_clip.get_model_preprocess_cfg(model)
     size = wanted["size"] if isinstance(wanted["size"], int) else wanted["size"][0]
-    return Clip(model.to(dtype), open_clip.get_tokenizer(name), wanted["mean"], wanted["std"], size, name)
+    return Clip(model.to(dtype), tokenize, wanted["mean"], wanted["std"], size, name)

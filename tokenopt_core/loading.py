@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .download import Source
 from .titok import VARIANTS, TiTokConfig, build, recognise
 from .tokenizer import Tokenizer
 from .weights import SUFFIXES, load_strictly, read_state_dict
@@ -35,23 +36,13 @@ def load_tokenizer(
     if path.is_file() or path.suffix in SUFFIXES:
         return _from_file(path, variant, dtype)
     if name in VARIANTS:
-        return _from_folder(download(name), name, dtype)
+        return _from_folder(_snapshot(VARIANTS[name].source), name, dtype)
     if name.count("/") != 1 or path.is_absolute() or ".." in path.parts or "." in path.parts:
         raise FileNotFoundError(
             f"unknown tokenizer {name!r}: expected mini, {', '.join(VARIANTS)}, owner/name on the Hugging Face hub, "
             "or an existing folder or weight file"
         )
-    return _from_folder(_fetch(name, (CONFIG, WEIGHTS), None), name, dtype)
-
-
-def download(name: str, folder: Path | None = None) -> Path:
-    """Fetches a published tokenizer into `folder`, or the Hugging Face cache; returns the folder it lies in."""
-    return _fetch(VARIANTS[name].repository, VARIANTS[name].files, folder)
-
-
-def page(name: str) -> str:
-    """Where a person finds a published tokenizer's files."""
-    return f"https://huggingface.co/{VARIANTS[name].repository}"
+    return _from_folder(_snapshot(Source(name, (CONFIG, WEIGHTS))), name, dtype)
 
 
 def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
@@ -89,15 +80,15 @@ def _on_meta(config: TiTokConfig) -> nn.Module:
         return build(config)
 
 
-def _fetch(repository: str, files: tuple[str, ...], folder: Path | None) -> Path:
+def _snapshot(source: Source) -> Path:
+    """The files in the hub's own cache, as other Python programs keep them."""
     from huggingface_hub import snapshot_download  # imported when used: it is slow to import
 
     try:
-        # the library writes to temporary names, renames what is complete and resumes what is not
-        return Path(snapshot_download(repository, local_dir=folder, allow_patterns=list(files)))
+        return Path(snapshot_download(source.repository, allow_patterns=list(source.files)))
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"the tokenizer {repository!r} could not be downloaded ({reason}). Without a network, put "
-            f"{' and '.join(files)} of https://huggingface.co/{repository} into {folder or 'a folder and name that'}"
+            f"the tokenizer {source.repository!r} could not be downloaded ({reason}). To do it by hand, get "
+            f"{' and '.join(source.files)} from {source.page} and give the folder they are in"
         ) from error

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import tokenopt_core as to
 from tokenopt_core import loading
+from tokenopt_core.download import Source
 from tokenopt_core.titok import TiTokConfig, build
 from tokenopt_core.titok.variants import Variant
 from tokenopt_core.weights import read_state_dict
@@ -43,7 +44,7 @@ def test_the_config_survives_its_own_layout() -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".pth"])
 def test_lone_files_are_recognised_or_named(tokenizer, tmp_path, monkeypatch, suffix) -> None:
-    monkeypatch.setitem(loading.VARIANTS, "tiny", Variant(partial(build, TINY), "nobody/tiny"))
+    monkeypatch.setitem(loading.VARIANTS, "tiny", Variant(partial(build, TINY), Source("nobody/tiny", ())))
     path = tmp_path / f"weights{suffix}"
     state = tokenizer.model.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)

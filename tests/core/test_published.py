@@ -91,7 +91,9 @@ def test_encoder_quantizer_decoder_and_gradient(golden) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)])
+@pytest.mark.parametrize(
+    ("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)]
+)
 def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> None:
     tokenizer, numbers, images = golden
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..download import Source
 from .config import SIZES, TiTokConfig, Transformer
 from .model import MaskgitVQGAN, TiTok, build
 
@@ -18,12 +19,12 @@ class Variant:
     """One published tokenizer."""
 
     make: Callable[[], TiTok | MaskgitVQGAN]
-    repository: str  # on the Hugging Face hub
-    files: tuple[str, ...] = ("config.json", "model.safetensors")
+    source: Source
 
 
 def _variant(name: str, config: TiTokConfig) -> Variant:
-    return Variant(partial(build, config), f"yucornetto/tokenizer_{name}_imagenet")
+    files = ("config.json", "model.safetensors")
+    return Variant(partial(build, config), Source(f"yucornetto/tokenizer_{name}_imagenet", files))
 
 
 def _two_stage(size: str, tokens: int) -> TiTokConfig:
@@ -47,7 +48,7 @@ _TITOK = {
     "titok_bl128_vae_c16": _direct("base", 128, 16, None),
 }
 VARIANTS = {name: _variant(name, config) for name, config in _TITOK.items()} | {
-    "maskgit_vqgan": Variant(MaskgitVQGAN, "fun-research/TiTok", ("maskgit-vqgan-imagenet-f16-256.bin",))
+    "maskgit_vqgan": Variant(MaskgitVQGAN, Source("fun-research/TiTok", ("maskgit-vqgan-imagenet-f16-256.bin",)))
 }
 
 

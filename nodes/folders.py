@@ -1,0 +1,86 @@
+"""Where models lie on the disk, and how published ones get there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..tokenopt_core.download import Source
+from ..tokenopt_core.weights import SUFFIXES
+
+# kind of model -> whether a lone weight file is one (a CLIP needs its open_clip_config.json)
+KINDS = {"titok": True, "open_clip": False}
+SECONDS_BETWEEN_REPORTS = 0.3
+
+
+def register() -> None:
+    """Tells ComfyUI of models/titok and models/open_clip; folders of the user's extra_model_paths.yaml come first."""
+    import folder_paths
+
+    for kind in KINDS:
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+        folder_paths.folder_names_and_paths[kind][1].update(SUFFIXES)
+
+
+def installed(kind: str) -> dict[str, Path]:
+    """What lies in the model folders of one kind, by name: folders with weights, and lone weight files."""
+    import folder_paths
+
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(kind)):
+        for path in sorted(root.glob("*")):
+            folder = path.is_dir() and any(file.suffix in SUFFIXES for file in path.glob("*"))
+            if folder or (KINDS[kind] and path.is_file() and path.suffix in SUFFIXES):
+                found.setdefault(path.name, path)
+    return found
+
+
+def find(kind: str, name: str, published: Mapping[str, Source], allow_download: bool) -> Path:
+    """The file or folder of a model by its name in the loader's list; downloads it only if that is allowed."""
+    import folder_paths
+
+    target = Path(folder_paths.get_folder_paths(kind)[0]) / name
+    source = published.get(name)
+    path = installed(kind).get(name)
+    # a download that was cut off between two files left a folder that lacks one
+    if path is not None and (source is None or path.is_file() or _complete(path, source) or path != target):
+        return path
+    if source is None:
+        raise FileNotFoundError(f"the model {name!r} is no longer there: it was looked for as {target}")
+    if not allow_download:
+        raise FileNotFoundError(
+            f"{name} is not in {target}: switch on download, or put {' and '.join(source.files)} of {source.page} there"
+        )
+    logging.info("TokenOpt: downloading %s to %s", source.page, target)
+    return source.fetch(target, DownloadProgress())
+
+
+def _complete(folder: Path, source: Source) -> bool:
+    return all((folder / file).is_file() for file in source.files)
+
+
+def fingerprint(kind: str, name: str) -> str:
+    """Changes when a model's files do, so that ComfyUI loads them again."""
+    path = installed(kind).get(name)
+    files = [] if path is None else [path, *sorted(path.glob("*"))]
+    return f"{name} {[(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]}"
+
+
+class DownloadProgress:
+    """The bar on the node while a file comes in, and a way out when the user interrupts."""
+
+    def __init__(self) -> None:
+        import comfy.model_management as mm
+        from comfy.utils import ProgressBar
+
+        self._check_interrupted = mm.throw_exception_if_processing_interrupted
+        self._bar = ProgressBar(100)
+        self._shown = float("-inf")
+
+    def __call__(self, here: int, total: int) -> None:
+        self._check_interrupted()
+        if time.monotonic() - self._shown > SECONDS_BETWEEN_REPORTS or here == total:
+            self._shown = time.monotonic()
+            self._bar.update_absolute(here, max(total, here, 1))
