@@ -37,15 +37,20 @@ def installed(kind: str) -> dict[str, Path]:
     return found
 
 
+def locate(kind: str, name: str) -> Path | None:
+    """Where a model of this name lies; a published one may be a lone file of that name, too."""
+    there = installed(kind)
+    return next((there[found] for found in (name, *(name + suffix for suffix in SUFFIXES)) if found in there), None)
+
+
 def find(kind: str, name: str, published: Mapping[str, Source], allow_download: bool) -> Path:
     """The file or folder of a model by its name in the loader's list; downloads it only if that is allowed."""
     import folder_paths
 
     target = Path(folder_paths.get_folder_paths(kind)[0]) / name
     source = published.get(name)
-    path = installed(kind).get(name)
-    # a download that was cut off between two files left a folder that lacks one
-    if path is not None and (source is None or path.is_file() or _complete(path, source) or path != target):
+    path = locate(kind, name)
+    if path is not None:
         return path
     if source is None:
         raise FileNotFoundError(f"the model {name!r} is no longer there: it was looked for as {target}")
@@ -57,13 +62,9 @@ def find(kind: str, name: str, published: Mapping[str, Source], allow_download: 
     return source.fetch(target, DownloadProgress())
 
 
-def _complete(folder: Path, source: Source) -> bool:
-    return all((folder / file).is_file() for file in source.files)
-
-
 def fingerprint(kind: str, name: str) -> str:
     """Changes when a model's files do, so that ComfyUI loads them again."""
-    path = installed(kind).get(name)
+    path = locate(kind, name)
     files = [] if path is None else [path, *sorted(path.glob("*"))]
     return f"{name} {[(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]}"
 

@@ -27,7 +27,7 @@ PUBLISHED = {
     "ViT-B-32 laion2b": Source("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", _FILES),
     "ViT-B-16 laion2b": Source("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", _FILES),
     "ViT-L-14 laion2b": Source("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", _FILES),
-    "ViT-B-16-SigLIP webli": Source("timm/ViT-B-16-SigLIP", _FILES + _TOKENIZER),
+    "ViT-B-16-SigLIP webli": Source("timm/ViT-B-16-SigLIP", _TOKENIZER + _FILES),
 }
 
 

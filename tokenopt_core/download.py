@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], object]  # bytes that are here, bytes in all; may raise to interrupt
 
 
-class _ReportingFile(io.FileIO):
+class _ReportingFile(io.BufferedWriter):
     """A file that tells after each write how long it is."""
 
     def __init__(self, path: Path, report: Callable[[int], object]) -> None:
-        super().__init__(path, "ab")
+        super().__init__(io.FileIO(path, "ab"))
         self._report = report
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
+    def write(self, data: Any) -> int:
         written = super().write(data)
         self._report(self.tell())
         return written
@@ -32,7 +32,7 @@ class _ReportingFile(io.FileIO):
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one repository of the Hugging Face hub."""
+    """Files of one repository of the Hugging Face hub; the weights last, so that they stand for all of them."""
 
     repository: str
     files: tuple[str, ...]
@@ -111,8 +111,15 @@ def _fetch(repository: str, filename: str, target: Path, report: Report) -> Path
     if shutil.disk_usage(target.parent).free < total - here:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if not total or here < total:
-        with _ReportingFile(part, lambda size: report(size, total)) as file:
-            http_get(metadata.location, file, resume_size=here, headers=build_hf_headers(), expected_size=metadata.size)
+        try:
+            with _ReportingFile(part, lambda size: report(size, total)) as file:
+                http_get(
+                    metadata.location, file, resume_size=here, headers=build_hf_headers(), expected_size=total or None
+                )
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                part.unlink(missing_ok=True)  # give the space back
+            raise
     if total and part.stat().st_size != total:
         raise RuntimeError(f"the connection ended after {part.stat().st_size} of {total} bytes")
     os.replace(part, target)
