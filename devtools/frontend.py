@@ -23,9 +23,10 @@ FLAGS = (
 SETTINGS = {"Comfy.TutorialCompleted": True}  # or a dialog of templates covers the canvas on the first visit
 READY = "window.app?.vueAppReady && window.app.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 RECORD = """() => {
-    const record = window.tokenopt = {progress: {}, previews: {}, pictures: {}, ended: null, error: null}
+    const nothing = () => ({progress: {}, previews: {}, pictures: {}, ended: null, error: null})
+    const record = window.tokenopt = nothing()
     const on = (type, act) => app.api.addEventListener(type, event => act(event.detail))
-    on("execution_start", () => Object.assign(record, {progress: {}, previews: {}, pictures: {}, ended: null, error: null}))
+    on("execution_start", () => Object.assign(record, nothing()))
     on("progress", data => (record.progress[data.node] ??= []).push(data.value))
     on("b_preview_with_metadata", data => (record.previews[data.displayNodeId] ??= []).push(data.blob.size))
     on("executed", data => data.output?.images && (record.pictures[data.node] = data.output.images.length))

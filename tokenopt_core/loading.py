@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from .download import Source
-from .titok import VARIANTS, TiTokConfig, build, recognise
+from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise
 from .tokenizer import Tokenizer
 from .weights import SUFFIXES, load_strictly, read_state_dict
 
 MINI = Path(__file__).parent / "mini"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name, and no path
 
 
 def load_tokenizer(
@@ -37,7 +38,7 @@ def load_tokenizer(
         return _from_file(path, variant, dtype)
     if name in VARIANTS:
         return _from_folder(_snapshot(VARIANTS[name].source), name, dtype)
-    if name.count("/") != 1 or path.is_absolute() or ".." in path.parts or "." in path.parts:
+    if not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(
             f"unknown tokenizer {name!r}: expected mini, {', '.join(VARIANTS)}, owner/name on the Hugging Face hub, "
             "or an existing folder or weight file"
@@ -74,7 +75,7 @@ def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer
     return Tokenizer(model, path.stem)
 
 
-def _on_meta(config: TiTokConfig) -> nn.Module:
+def _on_meta(config: TiTokConfig) -> TiTok:
     """A model without memory or random numbers for parameters that a file replaces."""
     with torch.device("meta"):
         return build(config)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .titok.model import MaskgitVQGAN, TiTok
-from .titok.quantizer import GaussianMean, at_least_float32
+from .titok.quantizer import VectorQuantizer, at_least_float32
 
 
 class Tokenizer(nn.Module):
@@ -62,15 +62,14 @@ class Tokenizer(nn.Module):
 
     def indices(self, features: Tensor) -> Tensor:
         """Features -> the nearest codes' numbers (B, N), int64; ValueError for a VAE, which has no codes."""
-        self._need_codes()
-        return self.model.quantize.indices(self.check(features))
+        return self._codes().indices(self.check(features))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Code numbers (B, N) -> quantized tokens (B, N, D); ValueError for a VAE, which has no codes."""
-        codes = self._need_codes()
+        quantizer, codes = self._codes(), self.codebook_size or 0
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < codes:
             raise ValueError(f"{self} has codes 0 to {codes - 1}, got {int(indices.min())} to {int(indices.max())}")
-        return self.model.quantize.lookup(indices)
+        return quantizer.lookup(indices)
 
     def decode(self, features: Tensor, quantize: bool = True) -> Tensor:
         """Features -> pictures (B, 3, S, S), not clamped.
@@ -92,10 +91,11 @@ class Tokenizer(nn.Module):
             )
         return features
 
-    def _need_codes(self) -> int:
-        if self.codebook_size is None or isinstance(self.model.quantize, GaussianMean):
+    def _codes(self) -> VectorQuantizer:
+        quantizer = self.model.quantize
+        if not isinstance(quantizer, VectorQuantizer):
             raise ValueError(f"{self} is a VAE: its tokens are continuous, there are no codes to count")
-        return self.codebook_size
+        return quantizer
 
     def __str__(self) -> str:
         return f"tokenizer {self.name!r}" if self.name else "this tokenizer"

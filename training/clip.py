@@ -39,11 +39,11 @@ MEAN = STD = (0.5, 0.5, 0.5)
 class Recipe:
     """What the training does, and for how long."""
 
-    steps: int = 1500
-    batch: int = 96
-    captions: int = 96
+    steps: int = 1000
+    batch: int = 64
+    captions: int = 64
     learning_rate: float = 1e-3
-    warmup: int = 100
+    warmup: int = 60
     reconstructed: float = 0.5  # share of the pictures that went through the tokenizer
     damaged: float = 0.1  # share of the pictures that are decoded from partly random tokens, and match no caption
     seed: int = 0
@@ -96,12 +96,12 @@ def multi_positive_loss(images: Tensor, texts: Tensor, matches: Tensor, scale: T
 class Training:
     """The state of a run: all that a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, merges: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.step, self.steps, self.seconds = recipe, 0, recipe.steps, 0.0
         self.rng = random.Random(recipe.seed)
         self.world, self.tokenizer = World(CONFIG.image_size), tokenizer
-        self.tokenize = mini_tokenizer(ARCHITECTURE["text_cfg"]["context_length"])
+        self.tokenize = mini_tokenizer(ARCHITECTURE["text_cfg"]["context_length"], merges)
         self.config = ARCHITECTURE | {
             "text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": self.tokenize.vocab_size},
             "mean": MEAN,
@@ -204,8 +204,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path(".cache/training/clip.pt"))
     parser.add_argument("--out", type=Path, default=MINI)
     arguments = parser.parse_args()
-    write_merges(arguments.out / "merges.txt.gz")
-    training = Training(Recipe(steps=arguments.steps), load_tokenizer(arguments.tokenizer))
+    merges = arguments.out / "merges.txt.gz"
+    write_merges(merges)
+    training = Training(Recipe(steps=arguments.steps), load_tokenizer(arguments.tokenizer), merges)
     run(
         training,
         arguments.checkpoint,

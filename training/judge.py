@@ -1,31 +1,39 @@
 """A judge that no optimization can game: the nearest of all clean renders of the mini world.
 
-It knows nothing of CLIP or of the tokenizer. A picture is read as the scene whose render it is nearest to; how near,
-in dB, tells a clean picture from a patchy one that merely resembles something.
+It knows nothing of CLIP or of the tokenizer. A picture is read as the scene whose render it is nearest to; how near
+that is, and how much nearer than any with another subject, tells a clean picture from a patchy one that merely
+resembles something.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from training.world import Scene, World, all_scenes
+from training.world import SUBJECTS, Scene, World, all_scenes
 
-CLEAN = 22.0  # dB: reconstructions are far above, random tokens and patchwork below
+CLEAN = 22.0  # dB against the nearest render: reconstructions have 25 to 34
+DISTINCT = 4.0  # dB by which that render is nearer than any of another subject: reconstructions have 5 to 13
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a picture shows, and its peak signal-to-noise ratio against that scene's render."""
+    """What a picture shows, and how clearly.
+
+    psnr: peak signal-to-noise ratio against that scene's render, in dB. At night everything is dark and therefore near,
+    which is what `margin` is for: how many dB worse the best scene with another subject fits.
+    """
 
     scene: Scene
     psnr: float
+    margin: float
 
     @property
     def clean(self) -> bool:
-        return self.psnr >= CLEAN
+        return self.psnr >= CLEAN and self.margin >= DISTINCT
 
     def agrees(self, **attributes: str) -> bool:
         """Whether the picture is clean and shows these attributes: `agrees(subject="fox", lighting="night")`."""
@@ -36,7 +44,7 @@ class Judge:
     """Compares with every scene there is; prepared once for a picture size."""
 
     def __init__(self, size: int) -> None:
-        self._scenes = all_scenes()
+        self._scenes = sorted(all_scenes(), key=lambda scene: SUBJECTS.index(scene.subject))
         world = World(size)
         renders = [world.render(self._scenes[i : i + 256])[0].flatten(1) for i in range(0, len(self._scenes), 256)]
         self._renders = torch.cat(renders)  # (scenes, 3 * size * size)
@@ -46,9 +54,9 @@ class Judge:
         """Reads pictures (B, 3, size, size)."""
         flat = images.clamp(0, 1).flatten(1).float()
         distances = self._squares - 2 * flat @ self._renders.T + flat.square().sum(1, keepdim=True)
-        nearest = distances.argmin(1)
-        errors = (self._renders[nearest] - flat).square().mean(1)
+        errors = (distances / flat.shape[1]).clamp(min=1e-10)
+        best_of_subject = errors.unflatten(1, (len(SUBJECTS), -1)).amin(2).sort(1).values  # (B, subjects)
         return [
-            Verdict(self._scenes[i], float(-10 * error.clamp(min=1e-10).log10()))
-            for i, error in zip(nearest.tolist(), errors, strict=True)
+            Verdict(self._scenes[nearest], -10 * math.log10(first), 10 * math.log10(second / first))
+            for nearest, (first, second) in zip(errors.argmin(1).tolist(), best_of_subject[:, :2].tolist(), strict=True)
         ]

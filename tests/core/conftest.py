@@ -22,7 +22,8 @@ def tiny_tokenizer(config: TiTokConfig = TINY) -> to.Tokenizer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(config)
-        torch.nn.init.normal_(model.quantize.embedding.weight)
+        if config.codebook_size is not None:
+            torch.nn.init.normal_(model.quantize.embedding.weight)
         torch.nn.init.normal_(model.decoder.decoder_embed.weight)
     return to.Tokenizer(model, "tiny")
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from tokenopt_core.titok import TiTokConfig, build
 from tokenopt_core.titok.variants import Variant
 from tokenopt_core.weights import read_state_dict
 
-from .conftest import TINY
+from .conftest import TINY, tiny_tokenizer
 
 
-def save(tokenizer: to.Tokenizer, folder: Path) -> Path:
+def save(tokenizer: to.Tokenizer, folder: Path, config: TiTokConfig = TINY) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TINY.to_dict()))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
     save_file(tokenizer.model.state_dict(), folder / "model.safetensors")
     return folder
 
@@ -38,8 +39,27 @@ def test_a_folder_round_trip(tokenizer, tmp_path) -> None:
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_the_config_survives_its_own_layout() -> None:
-    assert TiTokConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
+KINDS = {
+    "vq": TINY,
+    "vae": replace(TINY, codebook_size=None),
+    "two stages": replace(TINY, image_size=32, patch_size=16, l2_normalize=True, two_stage=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer_survives_saving_and_loading(kind, tmp_path) -> None:
+    config = KINDS[kind]
+    assert TiTokConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    original = tiny_tokenizer(config)
+    loaded = to.load_tokenizer(save(original, tmp_path / kind, config))
+    assert type(loaded.model) is type(original.model)
+    images = torch.rand(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = loaded.encode(images)
+        assert torch.equal(features, original.encode(images))
+        decoded = loaded.decode(features)
+        assert decoded.shape == images.shape
+        assert torch.equal(decoded, original.decode(features))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".pth"])
@@ -71,6 +91,9 @@ def test_loading_draws_no_random_numbers(tokenizer, tmp_path) -> None:
 def test_unknown_names_and_missing_files(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"unknown tokenizer 'titok_xl'.*expected mini"):
         to.load_tokenizer("titok_xl")
+    for name in ("../secret/model", "/etc", "./a", "owner/../x", "a/b/c"):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"unknown tokenizer|has no config"):
+            to.load_tokenizer(name)
     with pytest.raises(FileNotFoundError, match=r"there is no weight file .*gone\.safetensors"):
         to.load_tokenizer(tmp_path / "gone.safetensors")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
@@ -123,6 +146,31 @@ def test_a_config_of_another_kind(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"config\.json: not a TiTok config"):
         to.load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        to.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "vq_model", "num_latent_tokens"), 0),
+        (("model", "vq_model", "num_latent_tokens"), 10**9),
+        (("model", "vq_model", "codebook_size"), -1),
+        (("model", "vq_model", "vit_enc_patch_size"), 0),
+        (("model", "vq_model", "vit_enc_model_size"), "huge"),
+        (("model", "vq_model", "quantize_mode"), "fsq"),
+        (("dataset", "preprocessing", "crop_size"), 10**9),
+        (("dataset", "preprocessing", "crop_size"), "big"),
+    ],
+)
+def test_an_impossible_config_is_refused_before_anything_is_built(tokenizer, tmp_path, place, value) -> None:
+    save(tokenizer, tmp_path)
+    config = TINY.to_dict()
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json: "):
         to.load_tokenizer(tmp_path)
 

@@ -73,6 +73,20 @@ def test_shapes_and_constants(tokenizer, features) -> None:
     torch.testing.assert_close(tokenizer.decode(features), tokenizer.decode(tokenizer.lookup(indices), quantize=False))
 
 
+def test_a_vae_decodes_the_mean_and_has_no_codes() -> None:
+    vae = tiny_tokenizer(replace(TINY, codebook_size=None))
+    z = vae.encode(torch.rand(2, 3, 8, 8))
+    assert z.shape == (2, 3, 4)  # means and log variances of two channels
+    assert vae.codebook_size is None
+    torch.testing.assert_close(vae.quantize(z), z[..., :2])
+    torch.testing.assert_close(vae.decode(z), vae.decode(z[..., :2], quantize=False))
+    for refused in (lambda: vae.indices(z), lambda: vae.lookup(torch.zeros(1, 3, dtype=torch.int64))):
+        with pytest.raises(ValueError, match="is a VAE"):
+            refused()
+    with pytest.raises(ValueError, match=r"takes tokens of shape \(batch, 3, 2\)"):
+        vae.decode(z, quantize=False)
+
+
 def test_no_weight_of_a_loaded_tokenizer_wants_a_gradient(tokenizer) -> None:
     assert not any(p.requires_grad for p in tokenizer.parameters())
 

@@ -40,18 +40,19 @@ class ResidualBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, and in the decoder the convolution after doubling it."""
+    """The residual blocks of one resolution, and in the decoder the convolution that follows doubling it."""
 
     def __init__(self, channels_in: int, channels_out: int, upsample: bool = False) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * BLOCKS
         self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
-        if upsample:
-            self.upsample_conv = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.upsample_conv = nn.Conv2d(channels_out, channels_out, 3, padding=1) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
+        if self.upsample_conv is not None:
+            x = self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return x
 
 
@@ -96,6 +97,4 @@ class PixelDecoder(nn.Module):
             x = block(x)
         for level in reversed(self.up):
             x = level(x)
-            if level is not self.up[0]:
-                x = level.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(x)))
