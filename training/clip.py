@@ -23,7 +23,7 @@ from torch import Tensor
 from tokenopt_core import Tokenizer, load_tokenizer
 from tokenopt_core.clip import MINI, mini_tokenizer
 from training.captions import all_captions, full_caption, vocabulary
-from training.loop import rate, run
+from training.loop import Training, rate, run
 from training.tokenizer import CONFIG
 from training.world import Scene, World, all_scenes, held_out, sample_scenes
 
@@ -93,13 +93,12 @@ def multi_positive_loss(images: Tensor, texts: Tensor, matches: Tensor, scale: T
     return total
 
 
-class Training:
+class ClipTraining(Training):
     """The state of a run: all that a checkpoint holds."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer, merges: Path) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.step, self.steps, self.seconds = recipe, 0, recipe.steps, 0.0
-        self.rng = random.Random(recipe.seed)
+        super().__init__(recipe.steps, recipe.seed)
+        self.recipe = recipe
         self.world, self.tokenizer = World(CONFIG.image_size), tokenizer
         self.tokenize = mini_tokenizer(ARCHITECTURE["text_cfg"]["context_length"], merges)
         self.config = ARCHITECTURE | {
@@ -149,23 +148,6 @@ class Training:
         self.step += 1
         return float(loss.detach())
 
-    def state(self) -> dict:
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "rng": self.rng.getstate(),
-            "torch_rng": torch.get_rng_state(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, state: dict) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.rng.setstate(state["rng"])
-        torch.set_rng_state(state["torch_rng"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 def build(config: dict) -> CLIP:
     """The model of a config, with fresh weights."""
@@ -173,7 +155,7 @@ def build(config: dict) -> CLIP:
 
 
 @torch.no_grad()
-def accuracy(training: Training, reconstructed: bool, count: int = 384) -> tuple[float, float]:
+def accuracy(training: ClipTraining, reconstructed: bool, count: int = 384) -> tuple[float, float]:
     """How often the full caption of a picture is the best of all full captions: on seen and on held-out scenes."""
     training.model.eval()
     captions = [c for c in training.captions if c.subject and c.ground and c.lighting]
@@ -191,7 +173,7 @@ def accuracy(training: Training, reconstructed: bool, count: int = 384) -> tuple
     return rates[0], rates[1]
 
 
-def export(training: Training, folder: Path) -> None:
+def export(training: ClipTraining, folder: Path) -> None:
     """Writes config.json and model.safetensors (float16) beside the merges."""
     (folder / "config.json").write_text(json.dumps(training.config, indent=2) + "\n")
     save_file({k: v.half().contiguous() for k, v in training.model.state_dict().items()}, folder / "model.safetensors")
@@ -206,7 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     merges = arguments.out / "merges.txt.gz"
     write_merges(merges)
-    training = Training(Recipe(steps=arguments.steps), load_tokenizer(arguments.tokenizer), merges)
+    training = ClipTraining(Recipe(steps=arguments.steps), load_tokenizer(arguments.tokenizer), merges)
     run(
         training,
         arguments.checkpoint,

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import math
+import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
 CHECKPOINT_SECONDS = 60
 
 
-class Resumable(Protocol):
-    """The state of a training run."""
+class Training(ABC):
+    """A run that can be saved and taken up again: a model, its optimizer, and where the random numbers stand."""
 
-    step: int
-    steps: int
-    seconds: float
+    parts: tuple[str, ...] = ("model", "optimizer")  # what has a state of its own
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
 
+    def __init__(self, steps: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.step, self.steps, self.seconds = 0, steps, 0.0
+        self.rng = random.Random(seed)
+
+    @abstractmethod
     def advance(self) -> float:
         """One training step; returns its loss."""
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must hold."""
+        state = {part: getattr(self, part).state_dict() for part in self.parts}
+        counters = {"step": self.step, "seconds": self.seconds}
+        return state | counters | {"rng": self.rng.getstate(), "torch_rng": torch.get_rng_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up where the state was saved."""
+        for part in self.parts:
+            getattr(self, part).load_state_dict(state[part])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rng.setstate(state["rng"])
+        torch.set_rng_state(state["torch_rng"])
 
 
 def rate(step: int, steps: int, warmup: int, final: float) -> float:
@@ -38,7 +55,7 @@ def rate(step: int, steps: int, warmup: int, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def run(training: Resumable, checkpoint: Path, report: Callable[[], str]) -> None:
+def run(training: Training, checkpoint: Path, report: Callable[[], str]) -> None:
     """Trains to the end, from the checkpoint if there is one; saves and prints a report every minute."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():

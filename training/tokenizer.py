@@ -14,6 +14,7 @@ import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenopt_core.titok import TiTok, TiTokConfig, Transformer, build
-from training.loop import rate, run
+from training.loop import Training, rate, run
 from training.world import World, all_scenes, held_out, sample_scenes
 
 CONFIG = TiTokConfig(
@@ -124,13 +125,14 @@ def reconstruction_loss(decoded: Tensor, images: Tensor, masks: Tensor) -> Tenso
     return 4 * (error.square() * weight).mean() + 0.5 * (error.abs() * weight).mean() + 0.25 * edges
 
 
-class Training:
+class TokenizerTraining(Training):
     """The state of a run: all that a checkpoint holds."""
 
+    parts = ("model", "optimizer", "ema")
+
     def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.step, self.steps, self.seconds = recipe, 0, recipe.steps, 0.0
-        self.rng = random.Random(recipe.seed)
+        super().__init__(recipe.steps, recipe.seed)
+        self.recipe = recipe
         self.world = World(config.image_size)
         self.config, self.model = config, build(config)
         initialize(self.model, config.grid)
@@ -177,24 +179,11 @@ class Training:
         self.step += 1
         return float(loss.detach())
 
-    def state(self) -> dict:
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "rng": self.rng.getstate(),
-            "torch_rng": torch.get_rng_state(),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "codebook": vars(self.codebook) if self.codebook else None,
-        }
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"codebook": vars(self.codebook) if self.codebook else None}
 
-    def restore(self, state: dict) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.rng.setstate(state["rng"])
-        torch.set_rng_state(state["torch_rng"])
-        for part in ("model", "ema", "optimizer"):
-            getattr(self, part).load_state_dict(state[part])
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
         if state["codebook"]:
             self.codebook = Codebook(state["codebook"]["codes"], state["codebook"]["decay"])
             vars(self.codebook).update(state["codebook"])
@@ -224,7 +213,7 @@ def psnr(model: TiTok, world: World, unseen: bool, count: int = 512) -> float:
     return float(torch.cat(values).mean())
 
 
-def export(training: Training, folder: Path) -> None:
+def export(training: TokenizerTraining, folder: Path) -> None:
     """Writes config.json and model.safetensors (float16), the layout of a published tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model = training.finished()
@@ -240,7 +229,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path(".cache/training/tokenizer.pt"))
     parser.add_argument("--out", type=Path, default=Path("tokenopt_core/mini/tokenizer"))
     arguments = parser.parse_args()
-    training = Training(CONFIG, Recipe(steps=arguments.steps))
+    training = TokenizerTraining(CONFIG, Recipe(steps=arguments.steps))
     run(
         training,
         arguments.checkpoint,
