@@ -13,13 +13,28 @@ LAYOUTS = Path(__file__).parent / "layouts"
 TITLE = 30  # px: the bar above a node's position
 MARGIN, HEADING = 20, 44  # px: around a group's nodes; more above them for its name
 COLOURS = ("#3f789e", "#8a8", "#b58b2a", "#a1309b", "#b06634")
-VIEW = (
-    70,
-    90,
-    1180,
-    790,
-)  # left, top, width, height: the part of WINDOW without menus, which a workflow should fit into
 WINDOW = (1600, 900)  # px
+VIEW = (70, 90, 1180, 790)  # left, top, width, height: the part of WINDOW without menus, where a workflow opens
+
+HUB = "https://huggingface.co"
+# the loader -> file in the models folder, where it comes from, which folder
+DOWNLOADS = {
+    "TokenOptTiTokLoad": [
+        (f"{name}.safetensors", f"{HUB}/yucornetto/tokenizer_{name}_imagenet/resolve/main/model.safetensors", "titok")
+        for name in ("titok_l32", "titok_b64", "titok_s128", "titok_bl64_vq8k", "titok_bl128_vq8k", "titok_sl256_vq8k")
+    ],
+    "TokenOptCLIPLoad": [
+        (
+            f"{name} laion2b.safetensors",
+            f"{HUB}/laion/{repository}/resolve/main/open_clip_model.safetensors",
+            "open_clip",
+        )
+        for name, repository in (
+            ("ViT-B-32", "CLIP-ViT-B-32-laion2B-s34B-b79K"),
+            ("ViT-B-16", "CLIP-ViT-B-16-laion2B-s34B-b88K"),
+        )
+    ],
+}
 
 Box = tuple[float, float, float, float]  # left, top, width, height
 
@@ -51,6 +66,7 @@ def arrange(workflow: dict[str, Any], titles: dict[int, str], least: dict[str, l
     for node in workflow["nodes"]:
         left, top, width, *height = layout.nodes[titles[node["id"]]]
         node["pos"], node["size"] = [left, top], [width, round(max(least[str(node["id"])][1], *height, 0))]
+    offer_downloads(workflow)
     boxes = {titles[node["id"]]: outline(node) for node in workflow["nodes"]}
     workflow["groups"] = [
         {"id": number, "title": title, "bounding": around([boxes[name] for name in names], layout.tops.get(title))}
@@ -60,6 +76,14 @@ def arrange(workflow: dict[str, Any], titles: dict[int, str], least: dict[str, l
     for number, (heading, place) in enumerate(layout.notes.items(), max(titles) + 1):
         workflow["nodes"].append(note(number, heading, layout.texts[heading], place))
         workflow["last_node_id"] = number
+
+
+def offer_downloads(workflow: dict[str, Any]) -> None:
+    """Tells the frontend where the files that the loaders can name come from, so that it offers what is missing."""
+    for node in workflow["nodes"]:
+        models = DOWNLOADS.get(node["type"])
+        if models:
+            node["properties"]["models"] = [{"name": n, "url": u, "directory": d} for n, u, d in models]
 
 
 def note(number: int, title: str, text: str, place: list[int]) -> dict[str, Any]:

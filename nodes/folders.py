@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..tokenopt_core.clip import PUBLISHED
 from ..tokenopt_core.download import Source
 from ..tokenopt_core.weights import SUFFIXES
 
-# kind of model -> whether a lone weight file is one (a CLIP needs its open_clip_config.json)
-KINDS = {"titok": True, "open_clip": False}
+KINDS = ("titok", "open_clip")
 SECONDS_BETWEEN_REPORTS = 0.3
 
 
@@ -32,9 +32,14 @@ def installed(kind: str) -> dict[str, Path]:
     for root in map(Path, folder_paths.get_folder_paths(kind)):
         for path in sorted(root.glob("*")):
             folder = path.is_dir() and any(file.suffix in SUFFIXES for file in path.glob("*"))
-            if folder or (KINDS[kind] and path.is_file() and path.suffix in SUFFIXES):
+            if folder or (path.is_file() and path.suffix in SUFFIXES and _complete_alone(kind, path.stem)):
                 found.setdefault(path.name, path)
     return found
+
+
+def _complete_alone(kind: str, stem: str) -> bool:
+    """A tokenizer is recognised by its tensors; of a CLIP the name must say the architecture."""
+    return kind == "titok" or bool(stem in PUBLISHED and PUBLISHED[stem].architecture)
 
 
 def locate(kind: str, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 TOKENIZERS = {name: variant.source for name, variant in VARIANTS.items()}
+CLIPS = {name: published.source for name, published in clip.PUBLISHED.items()}
 
 
 def weight_dtype(precision: str) -> torch.dtype:
     """The dtype of a model's weights; "auto" is half precision where the device computes in it."""
     import comfy.model_management as mm
 
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return getattr(torch, precision)
     device = mm.get_torch_device()
@@ -159,7 +163,7 @@ class OpenClipLoad(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=list(dict.fromkeys(["mini", *folders.installed("open_clip"), *clip.PUBLISHED])),
+                    options=list(dict.fromkeys(["mini", *folders.installed("open_clip"), *CLIPS])),
                     default="mini",
                     tooltip="mini goes with the mini tokenizer. The others are folders in models/open_clip, and "
                     "published CLIP and SigLIP models; ViT-B-32 is the paper's.",
@@ -177,8 +181,12 @@ class OpenClipLoad(io.ComfyNode):
     @classmethod
     def execute(cls, name: str, precision: str, download: bool) -> io.NodeOutput:
         with gradients():
-            source = "mini" if name == "mini" else folders.find("open_clip", name, clip.PUBLISHED, download)
-            return io.NodeOutput(wrap(load_clip(source, dtype=weight_dtype(precision))))
+            source = "mini" if name == "mini" else folders.find("open_clip", name, CLIPS, download)
+            if isinstance(source, Path) and source.is_file():
+                model = load_clip(clip.PUBLISHED[source.stem].architecture or "", source, weight_dtype(precision))
+            else:
+                model = load_clip(source, dtype=weight_dtype(precision))
+            return io.NodeOutput(wrap(model))
 
 
 NODES = [TiTokLoad, OpenClipLoad]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 PREVIEW_SECONDS = 0.3
+PREVIEW_SIZE = 256  # px that a smaller picture is enlarged to, or it would be a stamp on the node
 
 
 class Progress:
@@ -39,7 +40,7 @@ class Progress:
         if time.monotonic() - self._shown > PREVIEW_SECONDS:
             self._shown = time.monotonic()
             picture = to_pil(step.image[0])
-            preview = ("JPEG", picture, max(picture.size))
+            preview = ("JPEG", picture, max(*picture.size, PREVIEW_SIZE))
         self._bar.update_absolute(step.iteration + 1, preview=preview)
 
 

@@ -45,6 +45,8 @@ class SamplePicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
+        if name not in sample_names():  # also what keeps a name from leading out of the folder
+            raise ValueError(f"there is no sample picture {name!r}: expected one of {', '.join(sample_names())}")
         return io.NodeOutput(read(SAMPLES / f"{name}.png", "RGB"), read(SAMPLES / f"{name}.mask.png", "L"))
 
 

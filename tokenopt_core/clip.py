@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,24 @@ DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
 
 _FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# published models that are offered by name; any other of open_clip's loads in the same way
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that is offered by name; any other of open_clip's loads in the same way.
+
+    architecture: open_clip's name for it, if the weights alone make it (usual normalisation, open_clip's own words).
+    """
+
+    source: Source
+    architecture: str | None = None
+
+
 PUBLISHED = {
-    "ViT-B-32 laion2b": Source("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", _FILES),
-    "ViT-B-16 laion2b": Source("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", _FILES),
-    "ViT-L-14 laion2b": Source("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", _FILES),
-    "ViT-B-16-SigLIP webli": Source("timm/ViT-B-16-SigLIP", _TOKENIZER + _FILES),
+    "ViT-B-32 laion2b": Published(Source("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", _FILES), "ViT-B-32"),
+    "ViT-B-16 laion2b": Published(Source("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", _FILES), "ViT-B-16"),
+    "ViT-L-14 laion2b": Published(Source("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", _FILES)),
+    "ViT-B-16-SigLIP webli": Published(Source("timm/ViT-B-16-SigLIP", _TOKENIZER + _FILES)),
 }
 
 

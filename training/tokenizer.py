@@ -1,8 +1,9 @@
 """Trains the mini tokenizer: `python -m training.tokenizer`. Interrupt and run again: it goes on where it was.
 
-A TiTok with an RGB decoder is trained end to end on pictures of the mini world. Nothing tells it which token should
-mean what. Noise on the features before the code is looked up makes neighbouring codes decode alike, which the
-test-time optimization relies on.
+A TiTok with an RGB decoder is trained end to end on pictures of the mini world. Noise on the features before the code
+is looked up makes neighbouring codes decode alike, which the test-time optimization relies on. For two thirds of the
+run nothing tells it which token should mean what; then tokens are swapped between pictures, which is supervised: one
+token learns to carry the lighting, one the ground.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import json
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from tokenopt_core.titok import TiTok, TiTokConfig, Transformer, build
 from training.loop import Training, rate, run
-from training.world import World, all_scenes, held_out, sample_scenes
+from training.world import Scene, World, all_scenes, held_out, sample_scenes
 
 CONFIG = TiTokConfig(
     image_size=64,
@@ -40,7 +41,9 @@ CONFIG = TiTokConfig(
 class Recipe:
     """What the training does, and for how long."""
 
-    steps: int = 10_000
+    steps: int = 15_000
+    swap_from: int = 10_000  # from here on tokens are swapped, and the learning rate starts again
+    swap_rate: float = 0.6  # with this share of it
     batch: int = 16
     learning_rate: float = 1e-3
     warmup: int = 150
@@ -117,6 +120,21 @@ def quantize(z: Tensor, codebook: Codebook, noise: float) -> tuple[Tensor, Tenso
     return z + (codes - z).detach(), indices, (z - codes).square().sum(-1).mean()
 
 
+SWAPPED = {"lighting": 0, "ground": 1}  # attribute -> the token that is to carry it
+
+
+def swap(tokens: Tensor, scenes: list[Scene], rng: random.Random) -> tuple[Tensor, list[Scene]]:
+    """Half of the pictures take one token, and with it one attribute, from another picture of the batch."""
+    tokens, scenes = tokens.clone(), list(scenes)
+    original, shown = tokens.clone(), list(scenes)
+    for i in range(len(scenes) // 2):
+        attribute, position = rng.choice(list(SWAPPED.items()))
+        other = rng.randrange(len(scenes))
+        tokens[i, position] = original[other, position]
+        scenes[i] = replace(shown[i], **{attribute: getattr(shown[other], attribute)})
+    return tokens, scenes
+
+
 def reconstruction_loss(decoded: Tensor, images: Tensor, masks: Tensor) -> Tensor:
     """Squares, absolute values and gradients of the error; the subject counts three times."""
     weight = 1 + 2 * masks
@@ -155,21 +173,33 @@ class TokenizerTraining(Training):
             F.normalize(features, dim=1), self.config.codebook_size, self.recipe.code_decay
         )
 
+    def rate(self) -> float:
+        """The learning rate's share: a cosine to `swap_from`, and a second one to the end."""
+        recipe = self.recipe
+        if self.step < recipe.swap_from:
+            return rate(self.step, min(self.steps, recipe.swap_from), recipe.warmup, recipe.final_rate)
+        step, steps = self.step - recipe.swap_from, self.steps - recipe.swap_from
+        return recipe.swap_rate * rate(step, steps, recipe.warmup, recipe.final_rate)
+
     def advance(self) -> float:
         """One training step; returns its loss."""
         recipe = self.recipe
         if self.step == recipe.quantize_from:
             self.start_codebook()
-        images, masks = self.batch()
+        scenes = sample_scenes(recipe.batch, self.rng)
+        images, masks = self.world.render(scenes)
         z = F.normalize(self.model.encode(images), dim=-1)
         tokens, loss = z, torch.zeros(())
         if self.codebook is not None:
             tokens, indices, commitment = quantize(z, self.codebook, recipe.feature_noise)
             loss = recipe.commitment * commitment
             self.codebook.update(z.detach().flatten(0, 1), indices.flatten(), revive=self.step % 20 == 0)
+        if self.step >= recipe.swap_from:
+            tokens, scenes = swap(tokens, scenes, self.rng)
+            images, masks = self.world.render(scenes)
         loss = loss + reconstruction_loss(self.model.decode(tokens), images, masks)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate(self.step, self.steps, recipe.warmup, recipe.final_rate)
+            group["lr"] = recipe.learning_rate * self.rate()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

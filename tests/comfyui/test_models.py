@@ -76,7 +76,11 @@ def test_a_file_that_is_gone_is_named_with_its_place(pack, folder) -> None:
 def test_a_published_name_is_not_fetched_unasked(pack, folder) -> None:
     with pytest.raises(FileNotFoundError) as error:
         pack.run("TokenOptTiTokLoad", name=PUBLISHED)
-    for part in (str(folder / PUBLISHED), "download", f"https://huggingface.co/yucornetto/tokenizer_{PUBLISHED}"):
+    for part in (
+        str(folder / PUBLISHED),
+        "switch on download",
+        f"https://huggingface.co/yucornetto/tokenizer_{PUBLISHED}",
+    ):
         assert part in str(error.value)
 
 

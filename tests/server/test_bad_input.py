@@ -13,15 +13,13 @@ from devtools.client import ExecutionFailed, Graph, Interrupted, PromptRefused, 
 
 pytestmark = pytest.mark.server
 
-PUBLISHED = "titok_bl64_vq8k"
+PUBLISHED = [("TiTok Load", "titok", "titok_bl64_vq8k"), ("OpenCLIP Load", "open_clip", "ViT-B-32 laion2b")]
 
 
 @pytest.fixture
 def models(comfy_server) -> Path:
-    """The server's models/titok."""
-    folder = comfy_server.base / "models" / "titok"
-    folder.mkdir(exist_ok=True)
-    return folder
+    """The server's models folder."""
+    return comfy_server.base / "models"
 
 
 @pytest.fixture
@@ -121,23 +119,29 @@ def test_link_of_the_wrong_type(graph, node, rejected) -> None:
     assert "received_type(OPENCLIP) mismatch input_type(TITOK_FEATURES)" in rejected(prompt, "Optimize Tokens")
 
 
-def test_published_tokenizer_that_is_not_there(graph, node, rejected, models) -> None:
+@pytest.mark.parametrize(("title", "kind", "name"), PUBLISHED)
+def test_published_model_that_is_not_there(graph, rejected, models, title: str, kind: str, name: str) -> None:
     prompt = graph()
-    node(prompt, "TokenOptTiTokLoad")["name"] = PUBLISHED
-    message = rejected(prompt, "TiTok Load")
-    assert str(models / PUBLISHED) in message and "https://huggingface.co/" in message and "download" in message
+    prompt[find_node(prompt, title)]["inputs"]["name"] = name
+    message = rejected(prompt, title)
+    assert str(models / kind / name) in message and "https://huggingface.co/" in message
+    assert "switch on download" in message
 
 
-def test_download_without_a_network(graph, node, rejected, models) -> None:
+@pytest.mark.parametrize(("title", "kind", "name"), PUBLISHED)
+def test_download_without_a_network(graph, rejected, models, title: str, kind: str, name: str) -> None:
     prompt = graph()
-    node(prompt, "TokenOptTiTokLoad").update(name=PUBLISHED, download=True)
-    message = rejected(prompt, "TiTok Load")
-    assert "could not be downloaded" in message and "network" in message and str(models / PUBLISHED) in message
-    assert not [path for path in models.glob("**/*") if path.is_file()], "something half-written was left"
+    prompt[find_node(prompt, title)]["inputs"].update(name=name, download=True)
+    message = rejected(prompt, title)
+    assert "could not be downloaded" in message and "https://huggingface.co/" in message
+    assert str(models / kind / name) in message
+    assert not [path for path in models.glob(f"{kind}/{name}/**/*") if path.is_file()], (
+        "something half-written was left"
+    )
 
 
 def test_mini_clip_with_another_tokenizer(graph, node, rejected, models, write_tokenizer) -> None:
-    write_tokenizer(models / "random256")
+    write_tokenizer(models / "titok" / "random256")
     prompt = graph()
     node(prompt, "TokenOptTiTokLoad")["name"] = "random256"
     message = rejected(prompt, "Optimize Tokens")
@@ -145,7 +149,8 @@ def test_mini_clip_with_another_tokenizer(graph, node, rejected, models, write_t
 
 
 def test_tokenizer_that_disappears_before_its_turn(client, graph, node, models, assert_unharmed) -> None:
-    file = models / "short-lived.safetensors"
+    file = models / "titok" / "short-lived.safetensors"
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"there when the prompt is queued")
     blocker = client.queue(graph(seed=3, iterations=50_000))
     prompt = graph()
