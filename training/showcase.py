@@ -16,7 +16,7 @@ from tokenopt_core.loading import MINI
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "fox on grass by day"
-EDITS = ("a fox on grass at night", "a fox on snow by day", "a penguin on grass by day")
+EDITS = ("a fox on grass at night", "a fox on sand by day", "a penguin on grass by day")
 SIDE, GAP, CAPTION = 256, 12, 34  # px
 
 

@@ -41,7 +41,7 @@ CONFIG = TiTokConfig(
 class Recipe:
     """What the training does, and for how long."""
 
-    steps: int = 15_000
+    steps: int = 14_000
     swap_from: int = 10_000  # from here on tokens are swapped, and the learning rate starts again
     swap_rate: float = 0.6  # with this share of it
     batch: int = 16

@@ -19,6 +19,7 @@ REPOSITORY = "owner/model"
 @pytest.fixture
 def hub(monkeypatch):
     with Hub({f"{REPOSITORY}/model.safetensors": CONTENT, f"{REPOSITORY}/config.json": b"{}"}) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(
             huggingface_hub.constants,

@@ -19,16 +19,17 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "titok"
 GOLDEN = sorted(path.stem for path in FIXTURES.glob("*.safetensors"))
 PUBLISHED = sorted(path.stem for path in FIXTURES.glob("*.json"))
 TOLERANCE = 1e-4  # relative norm
+TRAJECTORY = 5e-4  # of tokens after six steps of Adam, which divides by gradients of any size
 
 
 def describe(name: str) -> dict:
     return json.loads((FIXTURES / f"{name}.json").read_text())
 
 
-def assert_near(actual: Tensor, expected: Tensor) -> None:
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     assert actual.shape == expected.shape
     difference = (actual.double() - expected.double()).norm() / expected.double().norm()
-    assert difference < TOLERANCE
+    assert difference < tolerance
 
 
 def tokens_first(x: Tensor) -> Tensor:  # published (B, C, 1, N) -> (B, N, C)
@@ -112,6 +113,7 @@ def test_encoder_quantizer_and_decoder(golden) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_loss_and_gradient(golden) -> None:
     def check(tokenizer: to.Tokenizer, images: Tensor) -> None:
         z = tokens_first(golden.numbers["features"]).to(images).requires_grad_(True)
@@ -124,6 +126,7 @@ def test_loss_and_gradient(golden) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)]
 )
@@ -138,7 +141,7 @@ def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> No
         start = tokens_first(numbers["features"]).to(images)
         result = to.optimize(tokenizer, start, right_side, config, [to.TokenRegularizer(toward, weight)])
         assert_near(result.history["loss"], numbers[f"opt_{run}_loss"][:, : len(images)])
-        assert_near(result.features, tokens_first(numbers[f"opt_{run}_ema_tokens"]))
-        assert_near(F.avg_pool2d(result.images, 16), numbers[f"opt_{run}_final_pool16"])
+        assert_near(result.features, tokens_first(numbers[f"opt_{run}_ema_tokens"]), TRAJECTORY)
+        assert_near(F.avg_pool2d(result.images, 16), numbers[f"opt_{run}_final_pool16"], TRAJECTORY)
 
     golden.in_either_precision(check)

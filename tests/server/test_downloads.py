@@ -40,7 +40,7 @@ def server(hub: Hub, tmp_path_factory) -> Iterator[ComfyServer]:
     yaml.write_text(f"mine:\n  base_path: {own}\n  titok: tokenizers\n")
     (own / "tokenizers").mkdir()
     flags = ("--extra-model-paths-config", str(yaml))
-    with ComfyServer(env={"HF_ENDPOINT": hub.url}, flags=flags) as server:
+    with ComfyServer(env={"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}, flags=flags) as server:
         server.own = own / "tokenizers"  # type: ignore[attr-defined]
         yield server
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 EDITS = {
     "a fox on grass at night": {"subject": "fox", "ground": "grass", "lighting": "night"},
-    "a fox on snow by day": {"subject": "fox", "ground": "snow", "lighting": "day"},
+    "a fox on sand by day": {"subject": "fox", "ground": "sand", "lighting": "day"},
     "a penguin on grass by day": {"subject": "penguin", "ground": "grass", "lighting": "day"},
 }
 
