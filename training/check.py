@@ -15,7 +15,7 @@ from training.showcase import edit
 from training.world import GROUNDS, LIGHTINGS, SUBJECTS, Scene, World, all_scenes, held_out
 
 PICTURES = 512
-EDITS = 8  # of each kind
+EDITS = 6  # of each kind
 ATTRIBUTES = {"lighting": LIGHTINGS, "ground": GROUNDS, "subject": SUBJECTS}
 SEED = 2024
 
