@@ -145,7 +145,9 @@ def test_help_opens_from_the_node(frontend) -> None:
     frontend.page.get_by_test_id("info-button").click()
     text = (ROOT / "web" / "docs" / "TokenOptOptimize.md").read_text(encoding="utf-8")
     sentence = next(line for line in text.splitlines() if len(line.split()) > 5 and line[0].isalpha()).split("*")[0]
-    frontend.page.get_by_text(sentence.split("`")[0].strip()[:40]).first.wait_for()
+    shown = frontend.page.get_by_text(sentence.split("`")[0].strip()[:40]).first
+    shown.wait_for()
+    assert shown.is_visible()
     frontend.page.get_by_test_id("info-button").click()
 
 
