@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .client import ComfyClient, ComfyError, Graph, find_node, title
+from api_examples.client import ComfyClient, ComfyError, Graph, find_node, title
+
 from .paths import LOGS, OUTPUT, ROOT, WORKFLOWS, DevError
 from .server import ComfyServer
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from .client import Graph
+from api_examples.client import Graph
+
 from .server import ComfyServer
 
 FLAGS = (

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tokenopt_core as to
-from devtools.client import ComfyClient, Graph, find_node
+from api_examples.client import ComfyClient, Graph, find_node
 from devtools.paths import ROOT, WORKFLOWS
 from devtools.server import ComfyServer
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devtools.client import ExecutionFailed, Graph, Interrupted, PromptRefused, find_node
+from api_examples.client import ExecutionFailed, Graph, Interrupted, PromptRefused, find_node
 
 pytestmark = pytest.mark.server
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from devtools.client import ComfyClient, ExecutionFailed, Graph, Interrupted
+from api_examples.client import ComfyClient, ExecutionFailed, Graph, Interrupted
 from devtools.server import ComfyServer
 from tests.hub import Hub
 from tokenopt_core.titok import VARIANTS, signature

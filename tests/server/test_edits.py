@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tokenopt_core as to
-from devtools.client import find_node
+from api_examples.client import find_node
 from training.judge import Judge, Verdict
 
 from .conftest import inputs_of, pixels, text_edit

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devtools.client import Interrupted, find_node
+from api_examples.client import Interrupted, find_node
 from devtools.paths import ROOT
 
 pytestmark = pytest.mark.server
