@@ -6,25 +6,32 @@ ComfyUI. Pictures are (B, 3, H, W) in [0, 1], features (B, N, D), a loss is any 
 
 from .clip import Clip, load_clip
 from .loading import load_tokenizer
-from .losses import ClipLoss, WeightedSum
+from .losses import ClipLoss, ImagePromptLoss, MaskedL1Loss, WeightedSum
 from .optimize import OptimizeConfig, Result, Step, optimize
 from .regularizers import TokenRegularizer
+from .reset import TokenReset
 from .schedules import NoiseSchedule
 from .tokenizer import Tokenizer
+from .tokens import copy_paste, random_features
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Clip",
     "ClipLoss",
+    "ImagePromptLoss",
+    "MaskedL1Loss",
     "NoiseSchedule",
     "OptimizeConfig",
     "Result",
     "Step",
     "TokenRegularizer",
+    "TokenReset",
     "Tokenizer",
     "WeightedSum",
+    "copy_paste",
     "load_clip",
     "load_tokenizer",
     "optimize",
+    "random_features",
 ]

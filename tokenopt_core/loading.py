@@ -11,11 +11,12 @@ import torch
 
 from .download import Source
 from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise
-from .tokenizer import Tokenizer
+from .tokenizer import Statistics, Tokenizer
 from .weights import SUFFIXES, load_strictly, read_state_dict
 
 MINI = Path(__file__).parent / "mini"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+STATISTICS = "feature_statistics.safetensors"  # "mean" and "std", (N, D) each: beside a tokenizer that has them
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name, and no path
 
 
@@ -58,7 +59,18 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
     load_strictly(model, read_state_dict(weights, dtype), str(weights))
-    return Tokenizer(model, name)
+    tokenizer = Tokenizer(model, name)
+    tokenizer.statistics = _statistics(folder / STATISTICS, (tokenizer.num_tokens, tokenizer.feature_dim))
+    return tokenizer
+
+
+def _statistics(path: Path, shape: tuple[int, int]) -> Statistics | None:
+    if not path.is_file():
+        return None
+    state = read_state_dict(path, torch.float32)
+    if state.keys() != {"mean", "std"} or any(x.shape != shape for x in state.values()):
+        raise ValueError(f"{path}: expected tensors mean and std of shape {shape}")
+    return state["mean"], state["std"]
 
 
 def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .clip import Clip
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Loss(Protocol):
@@ -64,16 +68,75 @@ def random_crops(
     return torch.stack(crops)
 
 
-class ClipLoss(nn.Module):
+def parse_prompts(text: str) -> list[tuple[str, float]]:
+    """Prompts and their weights from text such as "a red apple:2 | at night"; a weight that is not given is 1.
+
+    A colon that follows a digit ("at 10:30") belongs to the text. Raises ValueError for an empty prompt.
+    """
+    prompts = []
+    for part in text.split("|"):
+        match = _WEIGHTED.fullmatch(part.strip())
+        prompt, weight = (match[1].strip(), float(match[2])) if match else (part.strip(), 1.0)
+        if not prompt:
+            empty = "the prompt is empty" if "|" not in text else "a prompt between the bars is empty"
+            raise ValueError(f"{empty}: say what the picture should show")
+        prompts.append((prompt, weight))
+    if not any(weight for _, weight in prompts):
+        raise ValueError("every prompt has weight 0: give at least one more than that")
+    return prompts
+
+
+_WEIGHTED = re.compile(r"(.*[^\d\s])\s*:\s*(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
+
+
+class Similarity(nn.Module):
+    """CLIP similarity of pictures to fixed embeddings, averaged over random crops: (B, 3, H, W) -> (B,).
+
+    `crops=0` looks at the whole picture, unmirrored. `crop_scale` is a crop's side as a share of the picture's.
+    """
+
+    def __init__(self, clip: Clip, crops: int, crop_scale: float, flip: float) -> None:
+        super().__init__()
+        if crops < 0 or not 0 < crop_scale <= 1 or not 0 <= flip <= 1:
+            raise ValueError(
+                "a CLIP loss takes crops of at least 0, a crop_scale above 0 and at most 1 and a flip probability of "
+                f"0 to 1, got {crops}, {crop_scale} and {flip}"
+            )
+        self._clip = (clip,)  # in a tuple: the loss uses the model, it does not own its weights
+        self.crops, self.crop_scale, self.flip = crops, crop_scale, flip
+        self._generators: Sequence[torch.Generator] = ()
+
+    def with_generators(self, generators: Sequence[torch.Generator]) -> Self:
+        """A copy that draws its crops from `generators`; the embeddings are shared."""
+        bound = copy.copy(self)
+        bound._generators = generators
+        return bound
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) -> their crops' embeddings (B * crops, E)."""
+        if self.crops:
+            images = random_crops(images, self.crops, self.crop_scale, self.flip, self._generators)
+        return self._clip[0].embed_image(images)
+
+    @staticmethod
+    def compare(embedded: Tensor, target: Tensor, shares: Tensor, batch: int) -> Tensor:
+        """(B * crops, E) against (P, E), weighted by (P,) -> (B,)."""
+        similarities = embedded @ target.to(embedded).T @ shares.to(embedded)
+        return similarities.view(batch, -1).mean(1)
+
+
+class ClipLoss(Similarity):
     """Negative CLIP similarity to a prompt, averaged over random crops (paper, Sections 4.1 and 5.4).
 
-    With a negative prompt: `-sim(prompt) - (1 - guidance) * sim(negative)`, so a guidance of 1 ignores it and more
-    pushes away from it. `crops=0` looks at the whole picture, unmirrored. `crop_scale` is a crop's side as a share of
-    the picture's.
+    prompt: one, or several with weights: "a red apple:2 | at night" is two thirds apple.
+    negative: with it the loss is `-sim(prompt) - (1 - guidance) * sim(negative)`: a guidance of 1 ignores it, and more
+        pushes away from it.
     """
 
     text: Tensor
+    shares: Tensor
     negative: Tensor | None
+    negative_shares: Tensor | None
 
     def __init__(
         self,
@@ -85,40 +148,96 @@ class ClipLoss(nn.Module):
         crop_scale: float = 0.875,
         flip: float = 0.5,
     ) -> None:
-        super().__init__()
-        if not prompt.strip():
-            raise ValueError("the prompt is empty: say what the picture should show")
-        if crops < 0 or not 0 < crop_scale <= 1 or not 0 <= flip <= 1 or not math.isfinite(guidance):
-            raise ValueError(
-                "a CLIP loss takes crops of at least 0, a crop_scale above 0 and at most 1, a flip probability of 0 "
-                f"to 1 and a finite guidance, got {crops}, {crop_scale}, {flip} and {guidance}"
-            )
-        self._clip = (clip,)  # in a tuple: the loss uses the model, it does not own its weights
-        self.guidance, self.crops, self.crop_scale, self.flip = guidance, crops, crop_scale, flip
-        self.register_buffer("text", clip.embed_text([prompt]).detach())
+        super().__init__(clip, crops, crop_scale, flip)
+        if not math.isfinite(guidance):
+            raise ValueError(f"a CLIP loss takes a finite guidance, got {guidance}")
+        self.guidance = guidance
+        text, shares = self._embed_text(clip, prompt)
+        self.register_buffer("text", text)
+        self.register_buffer("shares", shares)
         guided = negative.strip() and guidance != 1
-        self.register_buffer("negative", clip.embed_text([negative]).detach() if guided else None)
-        self._generators: Sequence[torch.Generator] = ()
-
-    def with_generators(self, generators: Sequence[torch.Generator]) -> ClipLoss:
-        """A copy that draws its crops from `generators`; the text embeddings are shared."""
-        bound = copy.copy(self)
-        bound._generators = generators
-        return bound
-
-    def forward(self, images: Tensor) -> Tensor:
-        views = images
-        if self.crops:
-            views = random_crops(images, self.crops, self.crop_scale, self.flip, self._generators)
-        embedded = self._clip[0].embed_image(views)
-        loss = -self._similarity(embedded, self.text, len(images))
-        if self.negative is not None:
-            loss = loss - (1 - self.guidance) * self._similarity(embedded, self.negative, len(images))
-        return loss
+        text, shares = self._embed_text(clip, negative) if guided else (None, None)
+        self.register_buffer("negative", text)
+        self.register_buffer("negative_shares", shares)
 
     @staticmethod
-    def _similarity(embedded: Tensor, text: Tensor, batch: int) -> Tensor:  # (B * crops, E), (1, E) -> (B,)
-        return (embedded @ text.to(embedded).T).view(batch, -1).mean(1)
+    def _embed_text(clip: Clip, text: str) -> tuple[Tensor, Tensor]:
+        prompts, weights = zip(*parse_prompts(text), strict=True)
+        shares = torch.tensor(weights)
+        return clip.embed_text(prompts).detach(), shares / shares.sum()
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedded = self.embed(images)
+        loss = -self.compare(embedded, self.text, self.shares, len(images))
+        if self.negative is not None and self.negative_shares is not None:
+            unwanted = self.compare(embedded, self.negative, self.negative_shares, len(images))
+            loss = loss - (1 - self.guidance) * unwanted
+        return loss
+
+
+class ImagePromptLoss(Similarity):
+    """Negative CLIP similarity to pictures instead of a text: what they show, not where.
+
+    pictures: (P, 3, H, W) in [0, 1], any size; of several the mean similarity counts.
+    """
+
+    target: Tensor
+    shares: Tensor
+
+    def __init__(
+        self, clip: Clip, pictures: Tensor, crops: int = 8, crop_scale: float = 0.875, flip: float = 0.5
+    ) -> None:
+        super().__init__(clip, crops, crop_scale, flip)
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or not len(pictures):
+            raise ValueError(f"an image prompt takes pictures of shape (P, 3, H, W), got {tuple(pictures.shape)}")
+        with torch.no_grad():
+            self.register_buffer("target", clip.embed_image(pictures))
+        self.register_buffer("shares", torch.full((len(pictures),), 1 / len(pictures)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -self.compare(self.embed(images), self.target, self.shares, len(images))
+
+
+class MaskedL1Loss(nn.Module):
+    """Mean absolute difference over the known pixels (paper, Section 4.3): (B, 3, H, W) -> (B,).
+
+    target: (1 or B, 3, H, W) in [0, 1].
+    mask: (1 or B, 1, H, W): 1 = to be invented, 0 = known; a soft edge counts in part.
+    Raises ValueError for shapes that do not fit, and for a mask that leaves no pixel known.
+    """
+
+    target: Tensor
+    known: Tensor
+
+    def __init__(self, target: Tensor, mask: Tensor) -> None:
+        super().__init__()
+        fits = target.ndim == mask.ndim == 4 and target.shape[1] == 3 and mask.shape[1] == 1
+        if not fits or target.shape[2:] != mask.shape[2:] or (len(mask) not in (1, len(target)) and len(target) != 1):
+            raise ValueError(
+                "a masked L1 loss takes pictures (B, 3, H, W) and masks (B, 1, H, W) of the same size, got "
+                f"{tuple(target.shape)} and {tuple(mask.shape)}"
+            )
+        if not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
+            raise ValueError("a mask's values must be from 0 (known) to 1 (to be invented)")
+        known = 1 - mask
+        if (known.sum((1, 2, 3)) == 0).any():
+            raise ValueError("the mask is white everywhere: no pixel is known, there is nothing to compare")
+        self.register_buffer("target", target.detach().clone())
+        self.register_buffer("known", known.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != self.target.shape[2:] or len(self.target) not in (1, len(images)):
+            raise ValueError(
+                f"the masked L1 loss compares with {len(self.target)} pictures of {_size(self.target)}, but "
+                f"{len(images)} of {_size(images)} are optimised: fit the picture and its mask to the tokenizer first"
+            )
+        known = self.known.to(images)
+        difference = (images - self.target.to(images)).abs().mean(1, keepdim=True)
+        return (difference * known).sum((1, 2, 3)) / known.sum((1, 2, 3))
+
+
+def _size(images: Tensor) -> str:
+    return f"{images.shape[-1]} x {images.shape[-2]} px"
 
 
 class WeightedSum:
@@ -133,6 +252,8 @@ class WeightedSum:
         names = [name for name, _, _ in terms]
         if len(set(names)) < len(names):
             raise ValueError(f"the losses of a weighted sum need different names, got {', '.join(names)}")
+        if not any(weight for _, weight, _ in terms):
+            raise ValueError("every loss has weight 0: there is nothing to minimise, give at least one more than that")
         self._terms = tuple(terms)
 
     def with_generators(self, generators: Sequence[torch.Generator]) -> WeightedSum:

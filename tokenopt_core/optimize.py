@@ -15,6 +15,7 @@ from .ema import TokenAverage
 from .losses import Loss, NamedLosses, with_generators
 from .regularizers import TokenRegularizer
 from .schedules import DECAYS, Decay, NoiseSchedule, learning_rate
+from .stopping import Watch
 from .tokenizer import Tokenizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -29,6 +30,9 @@ class OptimizeConfig:
     seed: picture i of a batch draws its noise and crops from seed + i, so that a batch gives what single runs give.
     precision: what the models compute in; the features, the quantizer and Adam stay float32. "auto" is float32 on
         a CPU, on a GPU bfloat16 where it has it and float16 with a scaled gradient otherwise.
+    patience, tolerance: a picture's run ends when its smoothed objective has not fallen by more than `tolerance` for
+        `patience` iterations; 0 runs to the end (early stopping, which the paper leaves as future work).
+    keep_best: the result is where the smoothed objective was lowest, instead of where the run ended.
     quantize: False optimises and decodes the quantized tokens as continuous ones (paper, Table 3, "without VQ").
     """
 
@@ -40,6 +44,9 @@ class OptimizeConfig:
     precision: Precision = "auto"
     noise: NoiseSchedule = field(default_factory=NoiseSchedule)
     quantize: bool = True
+    patience: int = 0
+    tolerance: float = 1e-3
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -48,6 +55,11 @@ class OptimizeConfig:
             raise ValueError(f"the learning rate must be a finite number above 0, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"the EMA decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.patience < 0 or not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError(
+                "early stopping takes a patience of at least 0 iterations and a finite tolerance of at least 0, got "
+                f"{self.patience} and {self.tolerance}"
+            )
         if self.decay not in DECAYS:
             raise ValueError(f"unknown learning rate decay {self.decay!r}: expected one of {', '.join(DECAYS)}")
         if self.precision not in PRECISIONS:
@@ -70,15 +82,20 @@ class Result:
 
     features: Tensor  # (B, N, D), averaged
     images: Tensor  # (B, 3, S, S) in [0, 1], decoded from `features`
-    history: dict[str, Tensor]  # (iterations, B) each: "loss" without the regularizers, and each term by its name
+    history: dict[str, Tensor]  # (iterations, B) each: "loss" without the regularizers, and each term by its name;
+    # NaN after the iteration at which a picture's run ended before the others'
     stopped: Stopped
 
 
 class Reset(Protocol):
-    """Replaces the features now and then while a run goes on (paper, Section 4.3)."""
+    """Changes the picture now and then while a run goes on, and with it the features (paper, Section 4.3)."""
 
-    def __call__(self, tokenizer: Tokenizer, features: Tensor, iteration: int, /) -> Tensor | None:
-        """New features (B, N, D) after this iteration, or None to leave them."""
+    def due(self, iteration: int, /) -> bool:
+        """Whether it is to be done after this iteration, counted from 0."""
+        ...
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Decoded pictures (B, 3, S, S) -> those that are encoded in their place, in [0, 1]."""
         ...
 
 
@@ -108,7 +125,7 @@ def optimize(
     scaler = torch.amp.GradScaler(seed.device.type, enabled=compute.dtype is torch.float16)
     z = seed.clone().requires_grad_(True)
     adam = torch.optim.Adam([z], lr=config.learning_rate)
-    average = TokenAverage(config.ema_decay)
+    average, watch = TokenAverage(config.ema_decay), Watch(config.patience, config.tolerance, config.keep_best)
     stopped: Stopped = "finished"
     history: list[dict[str, Tensor]] = []
 
@@ -119,18 +136,24 @@ def optimize(
             images = tokenizer.decode(z, quantize=config.quantize)
             losses = _evaluate(loss, images)
         penalties = _penalties(regularizers, z, seed)
-        objective = torch.stack([losses["loss"], *penalties.values()]).sum()
+        objectives = torch.stack([losses["loss"], *penalties.values()]).sum(0)
         adam.zero_grad()
-        scaler.scale(objective).backward(inputs=[z])
+        scaler.scale(objectives.sum()).backward(inputs=[z])
         scaler.step(adam)
         scaler.update()
-        _apply_reset(reset, tokenizer, z, iteration)
-        averaged = average.update(z)
-        history.append({name: value.detach() for name, value in (losses | penalties).items()})
+        if reset and reset.due(iteration):
+            with compute.context():
+                _put_back(reset, tokenizer, z, config.quantize)
+        averaged = watch.update(average.update(z), objectives.detach())
+        history.append({name: watch.running(value.detach()) for name, value in (losses | penalties).items()})
         if callback and callback(Step(iteration, averaged, images.detach(), history[-1])):
             stopped = "callback"
             break
+        if watch.all_converged:
+            stopped = "converged"
+            break
 
+    averaged = watch.result(averaged)
     with torch.no_grad(), compute.context():
         images = tokenizer.decode(averaged, quantize=config.quantize).clamp(0, 1)
     curves = {name: torch.stack([step[name] for step in history]).float().cpu() for name in history[0]}
@@ -201,8 +224,7 @@ def _penalties(regularizers: Sequence[TokenRegularizer], z: Tensor, seed: Tensor
 
 
 @torch.no_grad()
-def _apply_reset(reset: Reset | None, tokenizer: Tokenizer, z: Tensor, iteration: int) -> None:
-    """Overwrites the variable; Adam's moments are kept."""
-    replacement = reset(tokenizer, z.detach(), iteration) if reset else None
-    if replacement is not None:
-        z.copy_(replacement)
+def _put_back(reset: Reset, tokenizer: Tokenizer, z: Tensor, quantize: bool) -> None:
+    """Overwrites the variable with the features of the changed picture; Adam's moments are kept."""
+    features = tokenizer.encode(reset(tokenizer.decode(z, quantize=quantize)))
+    z.copy_(features if quantize else tokenizer.quantize(features))

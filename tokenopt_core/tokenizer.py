@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from .titok.model import MaskgitVQGAN, TiTok
 from .titok.quantizer import VectorQuantizer, at_least_float32
 
+Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of the features over real pictures, (N, D) each
+
 
 class Tokenizer(nn.Module):
     """A frozen image tokenizer. Pictures are (B, 3, S, S) in [0, 1], features (B, N, D) in float32.
@@ -17,11 +19,15 @@ class Tokenizer(nn.Module):
     """
 
     model: TiTok | MaskgitVQGAN
+    statistics: Statistics | None
 
-    def __init__(self, model: TiTok | MaskgitVQGAN, name: str = "") -> None:
+    def __init__(
+        self, model: TiTok | MaskgitVQGAN, name: str = "", statistics: Statistics | None = None
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name = name
+        self.statistics = statistics
 
     @property
     def image_size(self) -> int:
@@ -37,6 +43,11 @@ class Tokenizer(nn.Module):
         return self.model.token_dim
 
     @property
+    def feature_dim(self) -> int:
+        """Numbers a token has before quantization: `token_dim`, of a VAE twice that."""
+        return self.model.feature_dim
+
+    @property
     def codebook_size(self) -> int | None:
         """Number of codes a token is chosen from; None where tokens are continuous (VAE)."""
         return self.model.codebook_size
@@ -45,6 +56,11 @@ class Tokenizer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] -> features (B, N, D), float32, before quantization (paper, Eq. 4)."""
@@ -81,7 +97,7 @@ class Tokenizer(nn.Module):
 
     def check(self, features: Tensor) -> Tensor:
         """`features` themselves, or a ValueError that says what this tokenizer takes."""
-        return self._check(features, self.model.feature_dim, "features")
+        return self._check(features, self.feature_dim, "features")
 
     def _check(self, features: Tensor, dim: int, what: str) -> Tensor:
         if features.ndim != 3 or features.shape[1:] != (self.num_tokens, dim):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tokenopt_core as to
-from tokenopt_core.losses import random_crops
+from tokenopt_core.losses import parse_prompts, random_crops
 
 
 def flat(r: float, g: float, b: float) -> torch.Tensor:
@@ -87,10 +87,74 @@ def test_weighted_sum_by_hand() -> None:
     assert {k: v.tolist() for k, v in loss.terms(images).items()} == {"a": [2.0], "b": [-2.0]}
 
 
+def test_prompts_with_weights() -> None:
+    assert parse_prompts("a fox") == [("a fox", 1.0)]
+    assert parse_prompts(" a red apple:2 | at night ") == [("a red apple", 2.0), ("at night", 1.0)]
+    assert parse_prompts("a: b : .5|c:0") == [("a: b", 0.5), ("c", 0.0)]
+    assert parse_prompts("at 10:30") == [("at 10:30", 1.0)]
+    assert parse_prompts("a fox 🦊:1.5") == [("a fox 🦊", 1.5)]
+    assert parse_prompts("a fox:-1") == [("a fox:-1", 1.0)]
+
+
+def test_several_prompts_by_hand(clip) -> None:
+    picture = flat(1.0, 0.5, 0.5)  # (1, 0) in the tiny tower
+    loss = to.ClipLoss(clip, "bcd:3 | d", crops=0)
+    expected = -(0.75 * cosine((1, 0), (3, 1)) + 0.25 * cosine((1, 0), (1, 3)))
+    assert loss(picture).tolist() == pytest.approx([expected])
+    assert to.ClipLoss(clip, "bcd:7", crops=0)(picture).tolist() == pytest.approx([-cosine((1, 0), (3, 1))])
+
+
+def test_image_prompt_by_hand(clip) -> None:
+    red, green = flat(1.0, 0.5, 0.5), flat(0.5, 1.0, 0.5)  # (1, 0) and (0, 1)
+    assert to.ImagePromptLoss(clip, red, crops=0)(torch.cat([red, green])).tolist() == pytest.approx([-1, 0])
+    assert to.ImagePromptLoss(clip, torch.cat([red, green]), crops=3)(red).tolist() == pytest.approx([-0.5])
+    with pytest.raises(ValueError, match=r"pictures of shape \(P, 3, H, W\)"):
+        to.ImagePromptLoss(clip, red[0])
+
+
+def test_masked_l1_by_hand() -> None:
+    target = torch.full((1, 3, 2, 2), 0.5)
+    mask = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).view(1, 1, 2, 2)
+    images = torch.stack([torch.tensor([[9.0, 0.7], [0.5, 0.6]]).expand(3, 2, 2), target[0]])
+    # one pixel is ignored, one counts half: (0.5 * 0.2 + 0 + 0.1) / 2.5
+    assert to.MaskedL1Loss(target, mask)(images).tolist() == pytest.approx([0.08, 0.0])
+    pair = to.MaskedL1Loss(images, torch.cat([mask, 0 * mask]))
+    assert pair(images).tolist() == [0, 0]
+
+
+def test_gradient_of_masked_l1_is_zero_in_the_hole() -> None:
+    mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    mask[..., :2] = 1
+    loss = to.MaskedL1Loss(torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64), mask)
+    images = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (images,))
+    loss(images).sum().backward()
+    assert (images.grad[..., :2] == 0).all() and (images.grad[..., 2:] != 0).all()
+
+
+def test_bad_masks_are_explained() -> None:
+    target = torch.rand(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="white everywhere"):
+        to.MaskedL1Loss(target, torch.ones(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="of the same size"):
+        to.MaskedL1Loss(target, torch.zeros(1, 1, 8, 8))
+    for bad in (float("nan"), 2.0):
+        with pytest.raises(ValueError, match=r"from 0 \(known\) to 1"):
+            to.MaskedL1Loss(target, torch.full((1, 1, 4, 4), bad))
+    with pytest.raises(ValueError, match="1 pictures of 4 x 4 px, but 2 of 8 x 8 px are optimised"):
+        to.MaskedL1Loss(target, torch.zeros(1, 1, 4, 4))(torch.rand(2, 3, 8, 8))
+
+
 def test_bad_losses_are_explained(clip) -> None:
     for prompt in ("", "  \n"):
         with pytest.raises(ValueError, match="prompt is empty"):
             to.ClipLoss(clip, prompt)
+    with pytest.raises(ValueError, match="between the bars is empty"):
+        to.ClipLoss(clip, "a | | b")
+    with pytest.raises(ValueError, match="every prompt has weight 0"):
+        to.ClipLoss(clip, "a:0 | b:0")
+    with pytest.raises(ValueError, match="every loss has weight 0"):
+        to.WeightedSum([("a", 0.0, torch.mean), ("b", 0.0, torch.mean)])
     with pytest.raises(ValueError, match="crop_scale above 0"):
         to.ClipLoss(clip, "a", crop_scale=0.0)
     with pytest.raises(ValueError, match="finite guidance"):

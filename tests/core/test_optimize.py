@@ -8,6 +8,7 @@ import torch
 
 import tokenopt_core as to
 from tokenopt_core.ema import TokenAverage
+from tokenopt_core.stopping import Watch
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
@@ -99,11 +100,89 @@ def test_callback_sees_each_step_and_can_stop(tokenizer, features) -> None:
     assert torch.equal(seen[-1].features, result.features)
 
 
-def test_reset_replaces_the_features(tokenizer, features) -> None:
-    target = torch.zeros_like(features)
-    config = to.OptimizeConfig(iterations=3, ema_decay=0.0)
-    result = to.optimize(tokenizer, features, brightness, config, reset=lambda t, z, i: target if i == 2 else None)
-    assert torch.equal(result.features, target)
+class Blank:
+    """A reset that paints everything one grey, once."""
+
+    def due(self, iteration: int) -> bool:
+        return iteration == 2
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(images, 0.25)
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_reset_encodes_the_changed_picture(tokenizer, features, quantize) -> None:
+    config = to.OptimizeConfig(iterations=3, ema_decay=0.0, quantize=quantize)
+    result = to.optimize(tokenizer, features, brightness, config, reset=Blank())
+    expected = tokenizer.encode(torch.full((2, 3, 8, 8), 0.25))
+    torch.testing.assert_close(result.features, expected if quantize else tokenizer.quantize(expected))
+
+
+def test_token_reset_puts_the_known_pixels_back() -> None:
+    original, mask = torch.full((1, 3, 2, 2), 0.8), torch.tensor([[1.0, 0.5], [0.0, 0.0]]).view(1, 1, 2, 2)
+    reset = to.TokenReset(original, mask, every=3)
+    assert [i for i in range(9) if reset.due(i)] == [2, 5, 8]
+    pasted = reset(torch.full((2, 3, 2, 2), 0.2))
+    assert pasted.shape == (2, 3, 2, 2)
+    torch.testing.assert_close(pasted[1, 0], torch.tensor([[0.2, 0.5], [0.8, 0.8]]))
+    assert reset(torch.full((1, 3, 2, 2), 7.0)).max() == 1.0  # decoded pictures may leave [0, 1]
+    with pytest.raises(ValueError, match="every 1 or more iterations, got 0"):
+        to.TokenReset(original, mask, every=0)
+    with pytest.raises(ValueError, match="fit the picture and its mask"):
+        reset(torch.zeros(1, 3, 4, 4))
+
+
+def run_watch(watch: Watch, objectives: list[list[float]]) -> list[list[float]]:
+    """Features are the iteration's number: what the watch passes on for each picture."""
+    return [
+        watch.update(torch.full((len(values), 1, 1), float(i)), torch.tensor(values)).flatten().tolist()
+        for i, values in enumerate(objectives)
+    ]
+
+
+def test_each_picture_converges_on_its_own() -> None:
+    # the first never falls after the start, the second always does
+    watch = Watch(patience=3, tolerance=0.01, keep_best=False)
+    passed = run_watch(watch, [[1.0, 5.0 - i] for i in range(6)])
+    assert passed == [[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [3, 5]]
+    assert not watch.all_converged
+    assert torch.isnan(watch.running(torch.zeros(2))).tolist() == [True, False]
+    assert run_watch(Watch(3, 0.01, False), [[1.0]] * 4)[-1] == [3]
+
+
+def test_falling_by_less_than_the_tolerance_is_not_falling() -> None:
+    slow, fast = Watch(4, 0.1, False), Watch(4, 0.001, False)
+    objectives = [[1 - 0.01 * i] for i in range(8)]
+    run_watch(slow, objectives)
+    run_watch(fast, objectives)
+    assert slow.all_converged and not fast.all_converged
+
+
+def test_best_is_where_the_smoothed_objective_was_lowest() -> None:
+    watch = Watch(0, 0.0, keep_best=True)
+    run_watch(watch, [[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [9.0, 4.0]])
+    assert watch.result(torch.zeros(2, 1, 1)).flatten().tolist() == [2, 0]
+
+
+def test_early_stopping_ends_a_run_and_a_batch_stops_like_single_runs(tokenizer, features) -> None:
+    def run(start: torch.Tensor) -> to.Result:
+        config = to.OptimizeConfig(iterations=200, patience=4, tolerance=1e-4)
+        return to.optimize(tokenizer, start, brightness, config)
+
+    batch, singles = run(features), [run(features[i : i + 1]) for i in range(2)]
+    assert batch.stopped == singles[0].stopped == singles[1].stopped == "converged"
+    lengths = [len(single.history["loss"]) for single in singles]
+    assert lengths[0] != lengths[1] and max(lengths) < 200
+    torch.testing.assert_close(batch.features, torch.cat([s.features for s in singles]), rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(batch.history["loss"]).sum(0).tolist() == lengths
+
+
+def test_keep_best_undoes_a_run_that_went_wrong(tokenizer, features) -> None:
+    settings = {"iterations": 40, "learning_rate": 0.2, "ema_decay": 0.0, "noise": to.NoiseSchedule(3.0, 3.0)}
+    last = to.optimize(tokenizer, features, brightness, to.OptimizeConfig(**settings))
+    best = to.optimize(tokenizer, features, brightness, to.OptimizeConfig(**settings, keep_best=True))
+    assert not torch.equal(best.features, last.features)
+    assert torch.equal(best.history["loss"], last.history["loss"])
 
 
 def test_without_vq_the_quantized_tokens_are_optimised(tokenizer, features) -> None:
