@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, losses, models, optimize, regularizers, samples, tokenizer
+from . import canvas, folders, losses, models, optimize, plot, regularizers, reset, samples, tokenizer, tokens
 
 
 class TokenOptExtension(ComfyExtension):
@@ -10,5 +10,5 @@ class TokenOptExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
-        modules = (models, samples, tokenizer, losses, regularizers, optimize)
+        modules = (models, samples, tokenizer, tokens, losses, regularizers, reset, optimize, plot, canvas)
         return [node for module in modules for node in module.NODES]

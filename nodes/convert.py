@@ -22,14 +22,34 @@ def gradients() -> Iterator[None]:
         yield
 
 
-def to_bchw(image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, C) -> (B, 3, H, W) in [0, 1], a copy; alpha is dropped."""
+def as_bchw(image: Tensor) -> Tensor:
+    """IMAGE (B, H, W, C) -> (B, 3, H, W), a view with the values as they are; alpha is dropped."""
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or not image.numel():
         raise ValueError(f"expected pictures of shape (batch, height, width, 3), got {tuple(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("the picture holds values that are not numbers (NaN or infinity): the file or the node it "
                          "comes from is broken")  # fmt: skip
-    return image[..., :3].permute(0, 3, 1, 2).float().clone(memory_format=torch.contiguous_format).clamp_(0, 1)
+    return image[..., :3].permute(0, 3, 1, 2)
+
+
+def to_bchw(image: Tensor) -> Tensor:
+    """IMAGE (B, H, W, C) -> (B, 3, H, W) in [0, 1], a copy; alpha is dropped."""
+    return as_bchw(image).float().clone(memory_format=torch.contiguous_format).clamp_(0, 1)
+
+
+def to_mask(mask: Tensor, images: Tensor) -> Tensor:
+    """MASK (B, H, W) or (H, W) -> (1 or B, 1, H, W) in [0, 1], a copy; resized, as ComfyUI does, to `images`' size."""
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or not mask.numel():
+        raise ValueError(f"expected masks of shape (batch, height, width), got {tuple(mask.shape)}")
+    if not torch.isfinite(mask).all():
+        raise ValueError("the mask holds values that are not numbers (NaN or infinity)")
+    if len(mask) not in (1, len(images)) and len(images) != 1:
+        raise ValueError(f"{len(mask)} masks do not pair up with {len(images)} pictures: give one, or one a picture")
+    mask = mask[:, None].float().clone()
+    if mask.shape[2:] != images.shape[2:]:
+        mask = F.interpolate(mask, images.shape[2:], mode="bilinear")
+    return mask.clamp_(0, 1)
 
 
 def to_bhwc(images: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core import NoiseSchedule, OptimizeConfig, Step, TokenRegularizer, WeightedSum, optimize
 from ..tokenopt_core.clip import Clip
+from ..tokenopt_core.optimize import PRECISIONS, Precision
 from ..tokenopt_core.optimize import Reset as ResetRule
 from ..tokenopt_core.schedules import DECAYS, Decay
 from .convert import gradients, to_bhwc, to_pil
@@ -24,24 +26,35 @@ PREVIEW_SIZE = 256  # px that a smaller picture is enlarged to, or it would be a
 
 
 class Progress:
-    """Per iteration: the bar, now and then a picture, and a way out when the user interrupts."""
+    """Per iteration: the bar, now and then a picture, and a way out when the user interrupts.
 
-    def __init__(self, iterations: int) -> None:
+    frames: every `keep_every`-th picture, those of a batch side by side: (H, B * W, 3) each, on the CPU.
+    """
+
+    def __init__(self, iterations: int, keep_every: int = 0) -> None:
         import comfy.model_management as mm
         from comfy.utils import ProgressBar
 
         self._check_interrupted = mm.throw_exception_if_processing_interrupted
         self._bar = ProgressBar(iterations)
         self._shown = float("-inf")
+        self._keep_every, self.frames = keep_every, list[Tensor]()
 
     def __call__(self, step: Step) -> None:
         self._check_interrupted()
+        if self._keep_every and step.iteration % self._keep_every == 0:
+            self.frames.append(_strip(step.image))
         preview = None
         if time.monotonic() - self._shown > PREVIEW_SECONDS:
             self._shown = time.monotonic()
             picture = to_pil(step.image[0])
             preview = ("JPEG", picture, max(*picture.size, PREVIEW_SIZE))
         self._bar.update_absolute(step.iteration + 1, preview=preview)
+
+
+def _strip(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> one picture (H, B * W, 3) on the CPU."""
+    return torch.cat([*to_bhwc(images)], 1)
 
 
 class Optimize(io.ComfyNode):
@@ -105,6 +118,41 @@ class Optimize(io.ComfyNode):
                     tooltip="On: the nearest codes are decoded. Off: the tokens are optimised and decoded as they are "
                     "(without VQ); switch it off in Decode, too. For comparison: results are worse.",
                 ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default=default.precision,
+                    tooltip="Of the arithmetic. auto: half precision on a GPU, float32 on a CPU.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=default.patience,
+                    min=0,
+                    max=100_000,
+                    tooltip="Early stopping: a picture is done when its loss has not fallen for so many iterations. "
+                    "0: never.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=default.tolerance,
+                    min=0.0,
+                    max=10.0,
+                    step=0.0001,
+                    tooltip="Of early stopping: a loss that falls by no more than this has not fallen. 0: any fall "
+                    "counts.",
+                ),
+                io.Boolean.Input(
+                    "keep_best",
+                    default=default.keep_best,
+                    tooltip="On: the result is where the loss was lowest. Off: where the run ended, as published.",
+                ),
+                io.Int.Input(
+                    "trajectory_every",
+                    default=10,
+                    min=0,
+                    max=100_000,
+                    tooltip="Every so many iterations a picture is kept for TRAJECTORY. 0: the result alone.",
+                ),
                 Regularizers.Input("regularizer", optional=True, tooltip="Holds the tokens near where they started."),
                 Noise.Input("noise", optional=True, tooltip="Noise on the tokens; none if left open."),
                 Reset.Input("reset", optional=True, tooltip="Re-encodes the picture now and then; for inpainting."),
@@ -113,6 +161,11 @@ class Optimize(io.ComfyNode):
                 Features.Output("optimized", display_name="FEATURES", tooltip="The averaged features."),
                 io.Image.Output("images", display_name="IMAGE", tooltip="Decoded from the averaged features."),
                 History.Output("history", display_name="HISTORY", tooltip="Each loss over the iterations."),
+                io.Image.Output(
+                    "trajectory",
+                    display_name="TRAJECTORY",
+                    tooltip="How the picture came to be, as frames for a video; pictures of a batch lie side by side.",
+                ),  # fmt: skip
             ],
         )
 
@@ -128,23 +181,28 @@ class Optimize(io.ComfyNode):
         ema_decay: float,
         seed: int,
         quantize: bool,
+        precision: Precision,
+        patience: int,
+        tolerance: float,
+        keep_best: bool,
+        trajectory_every: int,
         regularizer: tuple[TokenRegularizer, ...] = (),
         noise: NoiseSchedule | None = None,
         reset: ResetRule | None = None,
     ) -> io.NodeOutput:
         config = OptimizeConfig(
-            iterations, learning_rate, decay, ema_decay, seed, quantize=quantize, noise=noise or NoiseSchedule()
-        )
+            iterations, learning_rate, decay, ema_decay, seed, precision, noise or NoiseSchedule(), quantize,
+            patience, tolerance, keep_best,
+        )  # fmt: skip
         tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
         check_fit(tokenizer, clips)
         crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)
         with gradients():
             device = load([titok, *loss.models], activation_bytes(tokenizer, len(features), crops))
-            result = optimize(
-                tokenizer, features.clone().to(device), WeightedSum(loss.terms), config, regularizer, reset,
-                Progress(iterations),
-            )  # fmt: skip
-            return io.NodeOutput(result.features.cpu(), to_bhwc(result.images), result.history)
+            progress, start = Progress(iterations, trajectory_every), features.clone().to(device)
+            result = optimize(tokenizer, start, WeightedSum(loss.terms), config, regularizer, reset, progress)
+            trajectory = torch.stack([*progress.frames, _strip(result.images)])
+            return io.NodeOutput(result.features.cpu(), to_bhwc(result.images), result.history, trajectory)
 
 
 NODES = [Optimize]

@@ -8,7 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .convert import fit_square, gradients, to_bchw, to_bhwc
+from ..tokenopt_core.masks import FILLS, Fill, fill_hole, soften
+from .convert import fit_square, gradients, to_bchw, to_bhwc, to_mask
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
 
@@ -25,7 +26,8 @@ class Encode(io.ComfyNode):
             node_id="TokenOptEncode",
             display_name="Encode to Features",
             category=CATEGORY,
-            description="Turns pictures into the tokenizer's features, the starting point of an optimization.",
+            description="Turns pictures into the tokenizer's features, the starting point of an optimization. With a "
+            "mask, what it marks is painted over first.",
             inputs=[
                 TiTok.Input("titok", tooltip="From TiTok Load."),
                 io.Image.Input(
@@ -33,19 +35,45 @@ class Encode(io.ComfyNode):
                     tooltip="One or more pictures. A picture of another size than the tokenizer's is cropped to its "
                     "middle square and resized.",
                 ),
+                io.Combo.Input(
+                    "fill",
+                    options=list(FILLS),
+                    default="grey",
+                    tooltip="With a mask: what stands in the hole. blur: the colours around it. noise: grey noise.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=2.0,
+                    min=0.0,
+                    max=256.0,
+                    step=0.5,
+                    tooltip="With a mask: softness of its edge in pixels of the tokenizer's picture. 0: as the mask "
+                    "is; a hard edge makes a bad start.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="For inpainting. White: to be invented. Black: known."),
             ],
             outputs=[
                 Features.Output("features", display_name="FEATURES", tooltip="Before vector quantization."),
-                io.Image.Output("cropped", display_name="IMAGE", tooltip="The picture as the tokenizer saw it."),
+                io.Image.Output("cropped", display_name="IMAGE", tooltip="The picture in the tokenizer's size."),
+                io.Image.Output(
+                    "filled", display_name="FILLED", tooltip="The same as it was encoded, its hole filled."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, titok: ModelPatcher, image: Tensor) -> io.NodeOutput:
+    def execute(
+        cls, titok: ModelPatcher, image: Tensor, fill: Fill, feather: float, mask: Tensor | None = None
+    ) -> io.NodeOutput:
         with gradients(), torch.no_grad():
-            images = fit_square(to_bchw(image), titok.model.image_size)
+            pictures, size = to_bchw(image), titok.model.image_size
+            images = filled = fit_square(pictures, size)
+            if mask is not None:
+                hole = soften(fit_square(to_mask(mask, pictures), size), feather)
+                filled = fill_hole(images, hole, fill)
             device = load([titok])
-            return io.NodeOutput(titok.model.encode(images.to(device)).cpu(), to_bhwc(images))
+            features = titok.model.encode(filled.to(device)).cpu()
+            return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))
 
 
 class Decode(io.ComfyNode):
@@ -60,7 +88,7 @@ class Decode(io.ComfyNode):
             description="Turns features into pictures.",
             inputs=[
                 TiTok.Input("titok", tooltip="The tokenizer that the features come from."),
-                Features.Input("features", tooltip="From Encode to Features or Optimize Tokens."),
+                Features.Input("features", tooltip="From any node that gives features."),
                 io.Boolean.Input(
                     "quantize",
                     default=True,

@@ -217,7 +217,7 @@ class MaskedL1Loss(nn.Module):
                 "a masked L1 loss takes pictures (B, 3, H, W) and masks (B, 1, H, W) of the same size, got "
                 f"{tuple(target.shape)} and {tuple(mask.shape)}"
             )
-        if not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
+        if not (torch.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
             raise ValueError("a mask's values must be from 0 (known) to 1 (to be invented)")
         known = 1 - mask
         if (known.sum((1, 2, 3)) == 0).any():

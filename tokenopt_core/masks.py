@@ -11,6 +11,7 @@ from torch import Tensor
 
 Fill = Literal["grey", "blur", "noise"]
 FILLS: tuple[Fill, ...] = ("grey", "blur", "noise")
+ROUNDING = 1e-5  # of a blurred mask
 NOISE_STD = 0.25  # of the noise fill, around grey
 
 
@@ -32,7 +33,9 @@ def soften(mask: Tensor, feather: float) -> Tensor:
     """The mask with a soft edge: a Gaussian blur of standard deviation `feather` in pixels (paper, appendix C.1)."""
     if not (math.isfinite(feather) and feather >= 0):
         raise ValueError(f"the feather must be a finite number of pixels of at least 0, got {feather}")
-    return gaussian_blur(mask, feather).clamp(0, 1)
+    soft = gaussian_blur(mask, feather)
+    soft = torch.where(soft < ROUNDING, 0, soft)  # far from the edge nothing changes, to the last bit
+    return torch.where(soft > 1 - ROUNDING, 1, soft)
 
 
 def fill_hole(images: Tensor, mask: Tensor, fill: Fill = "grey", seed: int = 0) -> Tensor:

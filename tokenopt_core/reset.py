@@ -1,4 +1,4 @@
-"""Token reset: now and then the known pixels are put back and the picture is encoded anew (paper, Algorithm A2, red)."""
+"""Token reset: now and then the known pixels are put back and the picture encoded anew (paper, Algorithm A2, red)."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ class Tokenizer(nn.Module):
     model: TiTok | MaskgitVQGAN
     statistics: Statistics | None
 
-    def __init__(
-        self, model: TiTok | MaskgitVQGAN, name: str = "", statistics: Statistics | None = None
-    ) -> None:
+    def __init__(self, model: TiTok | MaskgitVQGAN, name: str = "", statistics: Statistics | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name = name
@@ -56,11 +54,6 @@ class Tokenizer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return next(self.model.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] -> features (B, N, D), float32, before quantization (paper, Eq. 4)."""

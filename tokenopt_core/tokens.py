@@ -47,9 +47,7 @@ def _parse(text: str) -> list[int]:
     return found
 
 
-def copy_paste(
-    target: Tensor, reference: Tensor, positions: str | Sequence[int], strength: float = 1.0
-) -> Tensor:
+def copy_paste(target: Tensor, reference: Tensor, positions: str | Sequence[int], strength: float = 1.0) -> Tensor:
     """The target's features with the reference's at some positions (paper, Section 3.3).
 
     target, reference: features (B, N, D) of one tokenizer; a batch of one goes with any other.
@@ -101,7 +99,7 @@ def random_features(
         if tokenizer.codebook_size is None:
             raise ValueError(f"{tokenizer} is a VAE: it has no codes to draw from, start from normal noise")
         numbers = torch.randint(tokenizer.codebook_size, shape[:2], generator=generator)
-        return tokenizer.lookup(numbers.to(tokenizer.device)).float().cpu()
+        return tokenizer.lookup(numbers.to(next(tokenizer.parameters()).device)).float().cpu()
     noise = torch.randn(shape, generator=generator) * std
     if start == "normal":
         return noise

@@ -44,7 +44,7 @@ def test_models_of_the_mini_world_come_first(pack) -> None:
 
 def test_a_tokenizer_put_into_the_folder_is_offered_and_works(pack, folder, big_titok, picture) -> None:
     assert "random256" in options(pack, "TokenOptTiTokLoad")
-    features, cropped = pack.run("TokenOptEncode", titok=big_titok, image=picture)
+    features, cropped, _ = pack.run("TokenOptEncode", titok=big_titok, image=picture)
     assert cropped.shape == (1, 256, 256, 3)
     image = pack.run("TokenOptDecode", titok=big_titok, features=features)[0]
     assert image.shape == (1, 256, 256, 3)
@@ -101,7 +101,7 @@ def test_precision_is_that_of_the_weights_alone(pack, picture, precision: str) -
     features = pack.run("TokenOptEncode", titok=titok, image=picture)[0]
     loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt="a fox on grass", crops=1)[0]
     inputs = {"titok": titok, "features": features, "loss": loss, "iterations": 2}
-    optimized, images, _ = pack.run("TokenOptOptimize", **inputs)
+    optimized, images, *_ = pack.run("TokenOptOptimize", **inputs)
     assert features.dtype == optimized.dtype == images.dtype == torch.float32
     assert torch.isfinite(optimized).all() and not torch.equal(optimized, features)
 

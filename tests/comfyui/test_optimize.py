@@ -45,7 +45,7 @@ def plain(plain_tokenizer, plain_clip):
 
 
 def test_result_is_that_of_plain_python(pack, titok, features, loss, picture, plain, assert_same) -> None:
-    optimized, images, history = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
+    optimized, images, history, _ = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
     expected = plain(picture, to.OptimizeConfig(**SETTINGS))
     assert_same(optimized, expected.features)
     assert_same(images, expected.images.permute(0, 2, 3, 1))
@@ -76,7 +76,7 @@ def test_batch_with_noise_and_two_regularizers_is_that_of_plain_python(
 
 
 def test_decoding_the_result_gives_its_picture(pack, titok, features, loss, assert_same) -> None:
-    optimized, images, _ = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
+    optimized, images, *_ = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
     assert_same(pack.run("TokenOptDecode", titok=titok, features=optimized)[0], images)
 
 
@@ -131,7 +131,9 @@ def test_inputs_are_left_as_they_were(pack, titok, features, loss, picture, asse
 
 
 def test_what_leaves_a_node_is_free_of_the_graph(pack, titok, features, loss) -> None:
-    optimized, images, history = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
+    optimized, images, history, trajectory = pack.run(
+        "TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS
+    )
     for tensor in (features, optimized, images, *history.values()):
         assert not tensor.requires_grad and tensor.device.type == "cpu" and tensor.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1

@@ -1,0 +1,109 @@
+"""Token Copy-Paste and Random Features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..tokenopt_core import copy_paste, random_features
+from ..tokenopt_core.tokens import STARTS, Start
+from .convert import gradients
+from .models import load
+from .sockets import CATEGORY, Features, TiTok
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+class CopyPaste(io.ComfyNode):
+    """Tokens of one picture in another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenOptCopyPaste",
+            display_name="Token Copy-Paste",
+            category=CATEGORY,
+            description="Puts some tokens of a reference picture into a target picture: what they carry comes along.",
+            inputs=[
+                Features.Input("target", tooltip="The picture to change."),
+                Features.Input("reference", tooltip="Where the tokens come from. One goes with many targets."),
+                io.String.Input(
+                    "positions",
+                    default="0",
+                    tooltip="Which tokens, counted from 0: numbers and ranges, such as 3, 7, 12-15.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1: the reference's tokens. 0: the target's. Between: a mixture.",
+                ),
+            ],
+            outputs=[Features.Output("features", display_name="FEATURES", tooltip="For Decode or Optimize Tokens.")],
+        )
+
+    @classmethod
+    def execute(cls, target: Tensor, reference: Tensor, positions: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(copy_paste(target, reference, positions, strength))
+
+
+class Random(io.ComfyNode):
+    """A start without a picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TokenOptRandom",
+            display_name="Random Features",
+            category=CATEGORY,
+            description="Features drawn at random, to generate a picture from nothing but a loss.",
+            inputs=[
+                TiTok.Input("titok", tooltip="The tokenizer that is to decode them."),
+                io.Int.Input("batch", default=1, min=1, max=64, tooltip="How many pictures to start."),
+                io.Combo.Input(
+                    "start",
+                    options=list(STARTS),
+                    default="normal",
+                    tooltip="normal: normal noise. statistics: noise around the average picture's features, for "
+                    "tokenizers that come with them (mini does). codes: random codes; usually worse.",
+                ),
+                io.Float.Input(
+                    "std",
+                    default=0.3,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Standard deviation of the noise; with statistics in units of the usual spread. 0: none, "
+                    "every picture starts the same.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the noise. Picture i of the batch uses seed + i.",
+                ),
+            ],
+            outputs=[Features.Output("features", display_name="FEATURES", tooltip="For Optimize Tokens.")],
+        )
+
+    @classmethod
+    def execute(cls, titok: ModelPatcher, batch: int, start: Start, std: float, seed: int) -> io.NodeOutput:
+        with gradients(), torch.no_grad():
+            if start == "codes":
+                load([titok])
+            drawn = [
+                random_features(titok.model, 1, std, torch.Generator().manual_seed(seed + i), start)
+                for i in range(batch)
+            ]
+            return io.NodeOutput(torch.cat(drawn))
+
+
+NODES = [CopyPaste, Random]

@@ -1,0 +1,31 @@
+"""Measures the mini tokenizer's features over pictures of its world: `python -m training.statistics`.
+
+Mean and standard deviation of each position and channel, which Random Features starts from.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from safetensors.torch import save_file
+
+import tokenopt_core as to
+from tokenopt_core.loading import MINI, STATISTICS
+from training.world import World, sample_scenes
+
+PICTURES = 2048
+
+
+@torch.no_grad()
+def main() -> None:
+    tokenizer = to.load_tokenizer("mini")
+    world, rng = World(tokenizer.image_size), random.Random(0)
+    chunks = [tokenizer.encode(world.render(sample_scenes(64, rng))[0]) for _ in range(PICTURES // 64)]
+    features = torch.cat(chunks)
+    save_file({"mean": features.mean(0), "std": features.std(0)}, MINI / "tokenizer" / STATISTICS)
+    print(f"{len(features)} pictures: spread {features.std(0).mean():.2f}, root mean square 1 by construction")
+
+
+if __name__ == "__main__":
+    main()
