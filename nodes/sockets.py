@@ -20,6 +20,7 @@ Features = io.Custom("TITOK_FEATURES")  # Tensor (B, N, D), float32, on the CPU
 TokenLoss = io.Custom("TOKEN_LOSS")  # LossTerms
 Regularizers = io.Custom("TOKEN_REGULARIZER")  # tuple of tokenopt_core.TokenRegularizer
 Noise = io.Custom("TOKEN_NOISE")  # tokenopt_core.NoiseSchedule
+Placement = io.Custom("TITOK_PLACEMENT")  # tokenopt_core.canvas.Placement
 Reset = io.Custom("TOKEN_RESET")  # tokenopt_core.optimize.Reset
 History = io.Custom("TOKEN_HISTORY")  # dict of name -> Tensor (iterations, B)
 
