@@ -169,7 +169,7 @@ class MaskedL1LossNode(io.ComfyNode):
                     "image",
                     tooltip="The original, of the tokenizer's size: from Fit to Tokenizer, or the "
                     "IMAGE of Encode to Features.",
-                ),  # fmt: skip
+                ),
                 io.Mask.Input("mask", tooltip="White: to be invented. Black: known."),
                 io.Float.Input(
                     "feather",

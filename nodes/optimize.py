@@ -165,7 +165,7 @@ class Optimize(io.ComfyNode):
                     "trajectory",
                     display_name="TRAJECTORY",
                     tooltip="How the picture came to be, as frames for a video; pictures of a batch lie side by side.",
-                ),  # fmt: skip
+                ),
             ],
         )
 

@@ -131,9 +131,7 @@ def test_inputs_are_left_as_they_were(pack, titok, features, loss, picture, asse
 
 
 def test_what_leaves_a_node_is_free_of_the_graph(pack, titok, features, loss) -> None:
-    optimized, images, history, trajectory = pack.run(
-        "TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS
-    )
+    optimized, images, history, _ = pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
     for tensor in (features, optimized, images, *history.values()):
         assert not tensor.requires_grad and tensor.device.type == "cpu" and tensor.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
