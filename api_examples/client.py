@@ -3,16 +3,16 @@
 Needs `pip install websocket-client` and nothing else; copy it into your own project.
 
     client = ComfyClient("http://127.0.0.1:8188")
-    prompt_id = client.queue(json.load(open("workflow.api.json")))   # ComfyUI's File > Export (API)
-    for event in client.follow(prompt_id):
-        if event.type == "progress":
-            print(event.data["value"], "of", event.data["max"])
+    graph = json.load(open("workflow.api.json"))   # ComfyUI's File > Export (API)
+    with Progress(graph) as progress:
+        prompt_id = client.execute(graph, progress)
     for node_id, pictures in client.images(prompt_id).items():
         ...
 
-From the command line: `python client.py workflow.api.json` saves every picture beside you.
+`run.py` beside this file is the same from the command line.
 """
 
+import http.client
 import json
 import sys
 import time
@@ -20,9 +20,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import websocket
@@ -37,6 +36,10 @@ ENDINGS = {"execution_success", "execution_error", "execution_interrupted"}
 
 class ComfyError(Exception):
     """ComfyUI said no, or does not answer."""
+
+
+class NotAnswering(ComfyError):
+    """There is no ComfyUI at this address, or no more."""
 
 
 class PromptRefused(ComfyError):
@@ -55,10 +58,11 @@ class PromptRefused(ComfyError):
 class ExecutionFailed(ComfyError):
     """A node raised an error; `data` is ComfyUI's report with node_id, node_type and traceback."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, graph: Graph, data: dict[str, Any]) -> None:
         self.data = data
-        message = str(data.get("exception_message", "")).strip()
-        super().__init__(f"{data.get('node_type')} (node {data.get('node_id')}): {message}")
+        node_id, message = str(data.get("node_id")), str(data.get("exception_message", "")).strip()
+        name = title(graph, node_id) if node_id in graph else data.get("node_type")
+        super().__init__(f"{name} (node {node_id}): {message}")
 
 
 class Interrupted(ComfyError):
@@ -78,6 +82,7 @@ class ComfyClient:
     """A connection to one ComfyUI server; also a context manager."""
 
     def __init__(self, url: str = "http://127.0.0.1:8188", timeout: float = 30.0) -> None:
+        url = url if "://" in url else f"http://{url}"
         self.url, self.timeout = url.rstrip("/"), timeout
         self.client_id = uuid.uuid4().hex
         self._socket: websocket.WebSocket | None = None
@@ -103,12 +108,16 @@ class ComfyClient:
         ComfyUI runs the valid outputs of a workflow whose other outputs are refused; here that is a refusal too.
         """
         self._connect()  # before queueing, so that no message is missed
+        prompt_id = str(uuid.uuid4())  # ours, so that the prompt can be cancelled before the answer is here
         try:
-            reply = self._json("/prompt", {"prompt": graph, "client_id": self.client_id})
+            reply = self._json("/prompt", {"prompt": graph, "client_id": self.client_id, "prompt_id": prompt_id})
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
             raise PromptRefused(graph, json.load(error)) from None
+        except KeyboardInterrupt:
+            self.cancel(prompt_id)
+            raise
         if reply.get("node_errors"):
             self.cancel(reply["prompt_id"])
             raise PromptRefused(graph, reply)
@@ -129,17 +138,37 @@ class ComfyClient:
                 if entry or not self._is_queued(prompt_id):
                     return self._conclude(prompt_id)
 
+    def execute(self, graph: Graph, watch: Callable[[Event], None] = lambda event: None) -> str:
+        """Queue a workflow and wait for it; `watch` is called with its events. Returns the prompt id.
+
+        Whatever ends the wait early (Ctrl-C, an error of `watch`) also takes the prompt off the server.
+        """
+        prompt_id = self.queue(graph)
+        try:
+            for event in self.follow(prompt_id):
+                watch(event)
+        except ComfyError:
+            raise
+        except BaseException:
+            self.cancel(prompt_id)
+            raise
+        return prompt_id
+
     def run(self, graph: Graph) -> dict[str, list[bytes]]:
         """Queue a workflow, wait for it, return its pictures by node id."""
-        prompt_id = self.queue(graph)
-        for _ in self.follow(prompt_id):
-            pass
-        return self.images(prompt_id)
+        return self.images(self.execute(graph))
 
-    def images(self, prompt_id: str) -> dict[str, list[bytes]]:
-        """The pictures of a finished prompt: node id -> encoded files, in the order of the batch."""
+    def images(self, prompt_id: str, kind: str = "") -> dict[str, list[bytes]]:
+        """The pictures of a finished prompt: node id -> encoded files, in the order of the batch.
+
+        `kind` chooses among them: "output" for what was saved, "temp" for what was only shown.
+        """
         outputs = self.history(prompt_id).get("outputs", {})
-        return {node: [self.view(i) for i in out["images"]] for node, out in outputs.items() if out.get("images")}
+        chosen = {
+            node_id: [image for image in output.get("images") or [] if kind in ("", image["type"])]
+            for node_id, output in outputs.items()
+        }
+        return {node_id: [self.view(image) for image in images] for node_id, images in chosen.items() if images}
 
     def view(self, image: dict[str, str]) -> bytes:
         """One file named by {"filename", "subfolder", "type"}."""
@@ -154,10 +183,13 @@ class ComfyClient:
         """Stop the running prompt (or only if it is this one); may be called from another thread."""
         self._open("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
-    def cancel(self, prompt_id: str) -> None:
-        """Take a prompt off the queue, or stop it if it is running."""
+    def cancel(self, prompt_id: str, patience: float = 10.0) -> None:
+        """Take a prompt off the queue, or stop it if it is running; return when it is gone, or out of patience."""
         self._open("/queue", {"delete": [prompt_id]})
-        self.interrupt(prompt_id)
+        deadline = time.monotonic() + patience
+        while self._is_queued(prompt_id) and time.monotonic() < deadline:
+            self.interrupt(prompt_id)  # again and again: ComfyUI forgets one that comes just before the start
+            time.sleep(0.2)
 
     def object_info(self, node_class: str = "") -> dict[str, Any]:
         """What ComfyUI knows of its nodes, or of one of them: inputs, outputs, defaults, tooltips."""
@@ -179,7 +211,7 @@ class ComfyClient:
             raise Interrupted("the prompt was taken off the queue")
         for kind, data in entry.get("status", {}).get("messages", []):
             if kind == "execution_error":
-                raise ExecutionFailed(data)
+                raise ExecutionFailed(entry["prompt"][2], data)
             if kind == "execution_interrupted":
                 raise Interrupted(f"interrupted in {data.get('node_type')} (node {data.get('node_id')})")
 
@@ -194,7 +226,7 @@ class ComfyClient:
                 self._socket = websocket.create_connection(address, timeout=self.timeout)
                 self._socket.send(json.dumps(FEATURES))
             except (OSError, websocket.WebSocketException) as error:
-                raise ComfyError(f"No ComfyUI answers at {self.url}: {error}") from error
+                raise NotAnswering(f"No ComfyUI answers at {self.url}: {error}") from error
         return self._socket
 
     def _receive(self, patience: float) -> Event | None:
@@ -229,8 +261,42 @@ class ComfyClient:
                 return content
         except urllib.error.HTTPError:
             raise
-        except OSError as error:
-            raise ComfyError(f"ComfyUI at {self.url} does not answer: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise NotAnswering(f"ComfyUI at {self.url} does not answer: {error}") from error
+
+
+class Progress:
+    """Shows a prompt's progress: a bar that is redrawn on a terminal, elsewhere a line about every tenth."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._terminal = graph, sys.stdout.isatty()
+        self._node, self._tenth, self._started = "", -1, 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_line()
+
+    def __call__(self, event: Event) -> None:
+        """Draw what an event says of the progress, if anything."""
+        if event.type != "progress":
+            return
+        node, value, total = str(event.data["node"]), int(event.data["value"]), max(int(event.data["max"]), 1)
+        if node != self._node:
+            self._end_line()
+            self._node, self._tenth, self._started = node, -1, time.monotonic()
+        tenth = 10 * value // total
+        text = f"  {title(self._graph, node)}: {value}/{total}, {time.monotonic() - self._started:.0f} s"
+        if self._terminal:
+            print(f"\r\x1b[K  [{'#' * (2 * tenth):<20}]{text}", end="", flush=True)
+        elif tenth != self._tenth:
+            print(text, flush=True)
+        self._tenth = tenth
+
+    def _end_line(self) -> None:
+        if self._terminal and self._node:
+            print(flush=True)
 
 
 def title(graph: Graph, node_id: str) -> str:
@@ -239,12 +305,23 @@ def title(graph: Graph, node_id: str) -> str:
     return node.get("_meta", {}).get("title") or node.get("class_type") or f"node {node_id}"
 
 
+def find_nodes(graph: Graph, wanted: str) -> list[str]:
+    """The ids of the nodes with this id, else with this title, else of this class."""
+    if wanted in graph:
+        return [wanted]
+    titled = [node_id for node_id in graph if title(graph, node_id).casefold() == wanted.casefold()]
+    return titled or [node_id for node_id, node in graph.items() if node.get("class_type") == wanted]
+
+
 def find_node(graph: Graph, wanted: str) -> str:
-    """The id of the node with this title."""
-    for node_id in graph:
-        if title(graph, node_id).casefold() == wanted.casefold():
-            return node_id
-    raise ComfyError(f"No node is titled {wanted!r}. There are: {', '.join(title(graph, i) for i in graph)}.")
+    """The id of the only node with this id, title or class."""
+    found = find_nodes(graph, wanted)
+    if not found:
+        names = ", ".join(f"{title(graph, node_id)} ({node_id})" for node_id in graph)
+        raise ComfyError(f"No node is titled {wanted!r}. There are: {names}.")
+    if len(found) > 1:
+        raise ComfyError(f"{len(found)} nodes are titled {wanted!r}. Name one by its id: {', '.join(found)}.")
+    return found[0]
 
 
 def _preview(message: bytes) -> Event:
@@ -255,20 +332,3 @@ def _preview(message: bytes) -> Event:
     if kind == PREVIEW_WITH_METADATA:
         return Event("preview", json.loads(message[8 : 8 + size]), message[8 + size :])
     return Event("binary", {"kind": kind}, message[4:])
-
-
-def main(path: str, url: str = "http://127.0.0.1:8188") -> None:
-    """Run a workflow and save its pictures in the current folder."""
-    graph = json.loads(Path(path).read_text(encoding="utf-8"))
-    started = time.monotonic()
-    with ComfyClient(url) as client:
-        for node_id, pictures in client.run(graph).items():
-            for number, picture in enumerate(pictures):
-                target = Path(f"{title(graph, node_id)} {number}.png")
-                target.write_bytes(picture)
-                print(target)
-    print(f"{time.monotonic() - started:.1f} s")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

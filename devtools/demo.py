@@ -1,15 +1,13 @@
 """The demo: a picture edited in a real ComfyUI, through the interface that any program would use."""
 
 import json
-import sys
 import textwrap
 import time
 from io import BytesIO
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from api_examples.client import ComfyClient, ComfyError, Graph, find_node, title
+from api_examples.client import ComfyClient, ComfyError, Graph, Progress, find_node
 
 from .paths import LOGS, OUTPUT, ROOT, WORKFLOWS, DevError
 from .server import ComfyServer
@@ -46,44 +44,13 @@ def _edit(url: str, graph: Graph) -> tuple[bytes, bytes]:
     """Run the workflow; the first picture of the "before" and of the "after" node."""
     wanted = [find_node(graph, name) for name in (BEFORE, AFTER)]
     with ComfyClient(url) as client:
-        prompt_id = client.queue(graph)
-        progress = Progress(graph)
-        for event in client.follow(prompt_id):
-            if event.type == "progress":
-                progress.show(event.data)
-        progress.close()
+        with Progress(graph) as progress:
+            prompt_id = client.execute(graph, progress)
         pictures = client.images(prompt_id)
     before, after = (pictures.get(node_id, [b""])[0] for node_id in wanted)
     if not before or not after:
         raise ComfyError(f"{BEFORE!r} and {AFTER!r} must both show a picture.")
     return before, after
-
-
-class Progress:
-    """A bar that is redrawn on a terminal; elsewhere a line about every tenth."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph, self._terminal = graph, sys.stdout.isatty()
-        self._node, self._tenth, self._started = "", -1, 0.0
-
-    def show(self, data: dict[str, Any]) -> None:
-        """Draw what a "progress" message says."""
-        node, value, total = str(data["node"]), int(data["value"]), max(int(data["max"]), 1)
-        if node != self._node:
-            self.close()
-            self._node, self._tenth, self._started = node, -1, time.monotonic()
-        tenth = 10 * value // total
-        text = f"  {title(self._graph, node)}: {value}/{total}, {time.monotonic() - self._started:.0f} s"
-        if self._terminal:
-            print(f"\r\x1b[K  [{'#' * (2 * tenth):<20}]{text}", end="", flush=True)
-        elif tenth != self._tenth:
-            print(text, flush=True)
-        self._tenth = tenth
-
-    def close(self) -> None:
-        """End the line of the bar."""
-        if self._terminal and self._node:
-            print(flush=True)
 
 
 def draw_sheet(before: Image.Image, after: Image.Image, caption: str) -> Image.Image:
