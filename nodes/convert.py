@@ -57,16 +57,6 @@ def to_bhwc(images: Tensor) -> Tensor:
     return images.detach().clamp(0, 1).permute(0, 2, 3, 1).float().cpu().contiguous()
 
 
-def fit_square(images: Tensor, size: int) -> Tensor:
-    """The middle square of (B, 3, H, W), resized to (B, 3, size, size); a picture that fits is left as it is."""
-    if images.shape[-2:] == (size, size):
-        return images
-    side = min(images.shape[-2:])
-    top, left = ((length - side) // 2 for length in images.shape[-2:])
-    square = images[..., top : top + side, left : left + side]
-    return F.interpolate(square, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-
-
 def to_pil(image: Tensor) -> Image.Image:
     """One picture (3, H, W), as a preview."""
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.masks import FILLS, Fill, fill_hole, soften
-from .convert import fit_square, gradients, to_bchw, to_bhwc, to_mask
+from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
 
@@ -67,10 +68,9 @@ class Encode(io.ComfyNode):
     ) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             pictures, size = to_bchw(image), titok.model.image_size
-            images = filled = fit_square(pictures, size)
-            if mask is not None:
-                hole = soften(fit_square(to_mask(mask, pictures), size), feather)
-                filled = fill_hole(images, hole, fill)
+            hole = None if mask is None else to_mask(mask, pictures)
+            images, hole_there, _ = fit(pictures, hole, size)
+            filled = images if hole is None else fill_hole(images, soften(hole_there, feather), fill)
             device = load([titok])
             features = titok.model.encode(filled.to(device)).cpu()
             return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))

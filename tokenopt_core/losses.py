@@ -156,9 +156,9 @@ class ClipLoss(Similarity):
         self.register_buffer("text", text)
         self.register_buffer("shares", shares)
         guided = negative.strip() and guidance != 1
-        text, shares = self._embed_text(clip, negative) if guided else (None, None)
-        self.register_buffer("negative", text)
-        self.register_buffer("negative_shares", shares)
+        against = self._embed_text(clip, negative) if guided else (None, None)
+        self.register_buffer("negative", against[0])
+        self.register_buffer("negative_shares", against[1])
 
     @staticmethod
     def _embed_text(clip: Clip, text: str) -> tuple[Tensor, Tensor]:
