@@ -28,7 +28,9 @@ def workflow_settings() -> tuple[dict, dict, dict, dict]:
     loss, loop, noise, regularizer = (
         {key: value for key, value in by_class[kind].items() if not isinstance(value, list)} for kind in kinds
     )
-    return {k: v for k, v in loss.items() if k not in ("prompt", "weight")}, loop, noise, regularizer
+    node_only = ("prompt", "weight", "trajectory_every")  # what the core has no setting for
+    loss, loop = ({k: v for k, v in part.items() if k not in node_only} for part in (loss, loop))
+    return loss, loop, noise, regularizer
 
 
 def edit(tokenizer: to.Tokenizer, clip: to.Clip, images: Tensor, prompt: str, seed: int | None = None) -> Tensor:

@@ -44,7 +44,7 @@ def plain_text_edit(seed: int) -> np.ndarray:
     regularizer = to.TokenRegularizer(**inputs_of(graph, "TokenOptRegularizer"))
     noise = to.NoiseSchedule(**inputs_of(graph, "TokenOptNoise"))
     loss = to.ClipLoss(clip, **settings(graph, "TokenOptCLIPLoss", without=("weight",)))
-    config = to.OptimizeConfig(**settings(graph, "TokenOptOptimize"), noise=noise)
+    config = to.OptimizeConfig(**settings(graph, "TokenOptOptimize", without=("trajectory_every",)), noise=noise)
     with torch.no_grad():
         features = tokenizer.encode(picture.permute(2, 0, 1)[None])
     result = to.optimize(tokenizer, features, loss, config, [regularizer])
