@@ -36,6 +36,15 @@ RECORD = """() => {
         on(type, () => record.ended = type)
 }"""
 
+ALL_IN_VIEW = """() => {
+    const view = app.canvas.ds, boxes = app.graph._nodes.map(node => node.getBounding())
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
+    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
+    view.scale = 0.8 * Math.min(innerWidth / (right - left), innerHeight / (bottom - top))
+    view.offset[0] = 0.1 * innerWidth / view.scale - left
+    view.offset[1] = 0.1 * innerHeight / view.scale - top
+    app.canvas.setDirty(true, true)
+}"""
 PICTURES_ARE_SHOWN = """() => Object.entries(tokenopt.pictures).every(([id, count]) => {
     const images = app.graph.getNodeById(id)?.imgs ?? []
     return images.length === count && images.every(image => image.complete && image.naturalWidth > 0)
@@ -89,6 +98,7 @@ class Frontend:
         self.page.wait_for_function("() => tokenopt.ended", timeout=timeout * 1000)
         seen: dict[str, Any] = self.page.evaluate("() => tokenopt")
         if seen["ended"] == "execution_success":
+            self.page.evaluate(ALL_IN_VIEW)  # a node out of sight loads no pictures
             self.page.wait_for_function(PICTURES_ARE_SHOWN, timeout=30_000)
         return seen
 

@@ -55,7 +55,10 @@ def reconstruct(name: str, download: bool) -> Graph:
     return {
         "1": {"class_type": "TokenOptSample", "inputs": {"name": "fox on grass by day"}},
         "2": {"class_type": "TokenOptTiTokLoad", "inputs": {"name": name, "precision": "auto", "download": download}},
-        "3": {"class_type": "TokenOptEncode", "inputs": {"titok": ["2", 0], "image": ["1", 0]}},
+        "3": {
+            "class_type": "TokenOptEncode",
+            "inputs": {"titok": ["2", 0], "image": ["1", 0], "fill": "grey", "feather": 0.0},
+        },
         "4": {
             "class_type": "TokenOptDecode",
             "inputs": {"titok": ["2", 0], "features": ["3", 0], "quantize": True},
