@@ -210,3 +210,50 @@ def test_an_open_clip_model_from_a_local_file(tmp_path) -> None:
     torch.testing.assert_close(clip.embed_text(["a dog"]), model.encode_text(tokens, normalize=True))
     clip.embed_image(images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_a_siglip_folder(tmp_path, monkeypatch) -> None:
+    """The layout of a published SigLIP: a timm picture tower, a text tower that sees both ways, its own words."""
+    import open_clip
+    from tokenizers import Tokenizer as Words
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = Words(WordLevel({"<pad>": 1, "<unk>": 0, "a": 2, "fox": 3, "at": 4, "night": 5}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<pad>"}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+    picture = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"}
+    text = {
+        "context_length": 8,
+        "vocab_size": 6,
+        "hf_tokenizer_name": "timm/tiny",
+        "width": 64,
+        "heads": 2,
+        "layers": 1,
+    }
+    text |= {"tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True}
+    text |= {"pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    config = {"embed_dim": 64, "init_logit_bias": -10, "custom_text": True, "vision_cfg": picture, "text_cfg": text}
+    usual = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    whole = {"model_cfg": config, "preprocess_cfg": usual}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(whole))
+    torch.manual_seed(0)
+    original = open_clip.create_model(f"local-dir:{tmp_path}", require_pretrained=False)
+    save_file(original.state_dict(), tmp_path / "open_clip_model.safetensors")
+
+    clip = to.load_clip(tmp_path)
+    assert clip.image_size == 160 and clip.mean.flatten().tolist() == [0.5] * 3
+    texts = clip.embed_text(["A fox, at night!", "a fox at night", "a night"])
+    torch.testing.assert_close(texts[0], texts[1])  # case and punctuation are cleaned as SigLIP's words were
+    assert (texts[0] - texts[2]).norm() > 1e-3
+    images = torch.rand(2, 3, 160, 160)
+    expected = original.eval().encode_image((images - 0.5) / 0.5, normalize=True)
+    torch.testing.assert_close(clip.embed_image(images), expected)
+    loss = to.ClipLoss(clip, "a fox at night", crops=2)
+    images.requires_grad_(True)
+    loss(images).sum().backward()
+    assert images.grad.abs().sum() > 0
