@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core.canvas import fit
-from ..tokenopt_core.masks import FILLS, Fill, fill_hole, soften
+from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
 from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
@@ -66,6 +66,7 @@ class Encode(io.ComfyNode):
     def execute(
         cls, titok: ModelPatcher, image: Tensor, fill: Fill, feather: float, mask: Tensor | None = None
     ) -> io.NodeOutput:
+        check_fill(fill)  # also without a mask: a misspelt one should not pass unseen
         with gradients(), torch.no_grad():
             pictures, size = to_bchw(image), titok.model.image_size
             hole = None if mask is None else to_mask(mask, pictures)

@@ -38,22 +38,27 @@ def soften(mask: Tensor, feather: float) -> Tensor:
     return torch.where(soft > 1 - ROUNDING, 1, soft)
 
 
+def check_fill(fill: str) -> None:
+    """ValueError for a fill that does not exist."""
+    if fill not in FILLS:
+        raise ValueError(f"unknown fill {fill!r}: expected one of {', '.join(FILLS)}")
+
+
 def fill_hole(images: Tensor, mask: Tensor, fill: Fill = "grey", seed: int = 0) -> Tensor:
     """Pictures (B, 3, H, W) whose masked part is replaced, blended along the mask's soft edge.
 
     fill: "grey"; "blur", the colours of the surroundings carried inward; or "noise" around grey, picture i of the
         batch from seed + i.
     """
+    check_fill(fill)
     if fill == "grey":
         filling = torch.full_like(images, 0.5)
     elif fill == "noise":
         draws = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed + i))
                  for i in range(len(images))]  # fmt: skip
         filling = (0.5 + NOISE_STD * torch.stack(draws)).clamp(0, 1).to(images)
-    elif fill == "blur":
-        filling = _surroundings(images, mask)
     else:
-        raise ValueError(f"unknown fill {fill!r}: expected one of {', '.join(FILLS)}")
+        filling = _surroundings(images, mask)
     return torch.lerp(images, filling, mask.expand(len(images), 1, *images.shape[-2:]))
 
 

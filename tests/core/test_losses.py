@@ -108,6 +108,8 @@ def test_image_prompt_by_hand(clip) -> None:
     red, green = flat(1.0, 0.5, 0.5), flat(0.5, 1.0, 0.5)  # (1, 0) and (0, 1)
     assert to.ImagePromptLoss(clip, red, crops=0)(torch.cat([red, green])).tolist() == pytest.approx([-1, 0])
     assert to.ImagePromptLoss(clip, torch.cat([red, green]), crops=3)(red).tolist() == pytest.approx([-0.5])
+    likeness = to.ImagePromptLoss(clip.double(), red.double(), crops=0).double()
+    assert torch.autograd.gradcheck(likeness, (torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True),))
     with pytest.raises(ValueError, match=r"pictures of shape \(P, 3, H, W\)"):
         to.ImagePromptLoss(clip, red[0])
 

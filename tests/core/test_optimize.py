@@ -227,6 +227,13 @@ def test_regularizer_by_hand() -> None:
     assert to.TokenRegularizer("zero", 0.5)(features, seed).tolist() == [0.5 * (1 + 4 + 9 + 0) / 4]
 
 
+@pytest.mark.parametrize("toward", ["seed", "zero"])
+def test_gradient_of_the_regularizer(toward) -> None:
+    features, seed = torch.rand(2, 2, 3, 2, dtype=torch.float64)
+    features.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda z: to.TokenRegularizer(toward, 0.3)(z, seed), (features,))
+
+
 def test_cosine_decay_ends_small(tokenizer, features) -> None:
     steps: list[torch.Tensor] = []
     config = to.OptimizeConfig(iterations=40, decay="cosine", ema_decay=0.0)

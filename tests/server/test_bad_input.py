@@ -63,6 +63,8 @@ CHOICES = [
     ("Regularizer", "toward"),
     ("Noise Schedule", "shape"),
     ("Optimize Tokens", "decay"),
+    ("Optimize Tokens", "precision"),
+    ("Encode to Features", "fill"),
 ]
 
 
@@ -91,6 +93,13 @@ def test_weight_that_is_no_number(graph, node, rejected) -> None:
     prompt = graph()
     node(prompt, "TokenOptRegularizer")["weight"] = float("nan")
     assert "weight must be a finite number" in rejected(prompt, "Regularizer")
+
+
+@pytest.mark.parametrize("title", ["CLIP Loss", "Regularizer"])
+def test_negative_weight(graph, rejected, title: str) -> None:
+    prompt = graph()
+    prompt[find_node(prompt, title)]["inputs"]["weight"] = -1.0
+    assert "smaller than min" in rejected(prompt, title)
 
 
 @pytest.mark.parametrize("text", ["", " \n "])
