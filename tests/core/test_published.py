@@ -20,7 +20,7 @@ GOLDEN = sorted(path.stem for path in FIXTURES.glob("*.safetensors"))
 PUBLISHED = sorted(path.stem for path in FIXTURES.glob("*.json"))
 TOLERANCE = 1e-4  # relative norm
 UNDECIDED = 1e-5  # of a pixel's error in float32: its sign may be either
-TRAJECTORY = 5e-4  # of tokens after six steps of Adam, which divides by gradients of any size
+TRAJECTORY = 3e-4  # after six steps of Adam, which moves tokens whose gradient is rounding alone by 0.1 all the same
 
 
 def describe(name: str) -> dict:
@@ -74,8 +74,8 @@ class Golden:
     def in_either_precision(self, check: Callable[[to.Tokenizer, Tensor], None]) -> None:
         """Runs a check in float32, and if that fails in float64.
 
-        The gradient of an absolute difference is a sign: where float32 leaves one pixel's undecided, the gradient
-        moves by 2e-4 although everything is right. float64 leaves none undecided.
+        The gradient of an absolute difference is a sign: where float32 leaves one pixel's undecided, the tokens go
+        another way although everything is right.
         """
         try:
             check(self.tokenizer, self.images)
