@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .clip import Clip
 
@@ -33,6 +34,15 @@ class RandomLoss(Protocol):
 
 
 @runtime_checkable
+class DivisibleLoss(Protocol):
+    """A loss that can do with less memory by doing one thing after the other."""
+
+    def in_pieces(self, pieces: int) -> Loss:
+        """The same loss in so many pieces: the same numbers up to rounding, slower."""
+        ...
+
+
+@runtime_checkable
 class NamedLosses(Protocol):
     """A loss that is a sum, and can say what of."""
 
@@ -44,6 +54,11 @@ class NamedLosses(Protocol):
 def with_generators(loss: Loss, generators: Sequence[torch.Generator]) -> Loss:
     """`loss` drawing from these generators, one a picture; a loss without random numbers comes back as it is."""
     return loss.with_generators(generators) if isinstance(loss, RandomLoss) else loss
+
+
+def in_pieces(loss: Loss, pieces: int) -> Loss:
+    """`loss` in so many pieces; one that knows no pieces comes back as it is."""
+    return loss.in_pieces(pieces) if isinstance(loss, DivisibleLoss) else loss
 
 
 def random_crops(
@@ -105,6 +120,7 @@ class Similarity(nn.Module):
         self._clip = (clip,)  # in a tuple: the loss uses the model, it does not own its weights
         self.crops, self.crop_scale, self.flip = crops, crop_scale, flip
         self._generators: Sequence[torch.Generator] = ()
+        self._pieces = 1
 
     def with_generators(self, generators: Sequence[torch.Generator]) -> Self:
         """A copy that draws its crops from `generators`; the embeddings are shared."""
@@ -112,11 +128,21 @@ class Similarity(nn.Module):
         bound._generators = generators
         return bound
 
+    def in_pieces(self, pieces: int) -> Self:
+        """A copy that embeds its crops in so many pieces and keeps none of the activations."""
+        divided = copy.copy(self)
+        divided._pieces = pieces
+        return divided
+
     def embed(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> their crops' embeddings (B * crops, E)."""
         if self.crops:
             images = random_crops(images, self.crops, self.crop_scale, self.flip, self._generators)
-        return self._clip[0].embed_image(images)
+        embed = self._clip[0].embed_image
+        if self._pieces == 1:
+            return embed(images)
+        parts = images.chunk(self._pieces)
+        return torch.cat([checkpoint(embed, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     @staticmethod
     def compare(embedded: Tensor, target: Tensor, shares: Tensor, batch: int) -> Tensor:
@@ -259,6 +285,15 @@ class WeightedSum:
     def with_generators(self, generators: Sequence[torch.Generator]) -> WeightedSum:
         """The same sum with every random part drawing from `generators`."""
         return WeightedSum([(name, weight, with_generators(loss, generators)) for name, weight, loss in self._terms])
+
+    def in_pieces(self, pieces: int) -> WeightedSum:
+        """The same sum with every part that can be divided in so many pieces."""
+        return WeightedSum([(name, weight, in_pieces(loss, pieces)) for name, weight, loss in self._terms])
+
+    @property
+    def crops(self) -> int:
+        """The most crops of a picture that any of the losses looks at."""
+        return max(int(getattr(loss, "crops", 1)) for _, _, loss in self._terms)
 
     def terms(self, images: Tensor) -> dict[str, Tensor]:
         """Each loss times its weight, (B,), by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from .ema import TokenAverage
-from .losses import Loss, NamedLosses, with_generators
+from .gradient import Objective
+from .guard import StepGuard
+from .losses import Loss
 from .regularizers import TokenRegularizer
 from .schedules import DECAYS, Decay, NoiseSchedule, learning_rate
 from .stopping import Watch
+from .thrift import Thrift
 from .tokenizer import Tokenizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Stopped = Literal["finished", "converged", "callback"]
+Stopped = Literal["finished", "converged", "callback", "diverged"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -85,6 +89,8 @@ class Result:
     history: dict[str, Tensor]  # (iterations, B) each: "loss" without the regularizers, and each term by its name;
     # NaN after the iteration at which a picture's run ended before the others'
     stopped: Stopped
+    skipped: Tensor  # (B,) int64: iterations without a step, since the loss or its gradient was not finite
+    notes: tuple[str, ...]  # what the user should know: memory that ran short, steps that were skipped
 
 
 class Reset(Protocol):
@@ -110,54 +116,57 @@ def optimize(
     regularizers: Sequence[TokenRegularizer] = (),
     reset: Reset | None = None,
     callback: Callback | None = None,
+    make_room: Callable[[], object] | None = None,
 ) -> Result:
     """Adam on the features (B, N, D) before quantization, so that the decoded pictures minimise `loss`.
 
     Runs where the features are; tokenizer and loss must be there too. A callback that returns True ends the run.
-    Raises ValueError for features that are not this tokenizer's or not finite, and for a loss of the wrong shape.
+    When memory runs out, `make_room` is called and the iteration repeated in smaller pieces. A step whose loss or
+    gradient is not finite is skipped; three in a row end a picture's run with its last good tokens.
+    Raises ValueError for features that are not this tokenizer's or not finite, and for a loss of the wrong shape;
+    FloatingPointError if no step was finite; torch's own error if memory does not suffice even for the smallest pieces.
     """
     config = config or OptimizeConfig()
     seed = _start(tokenizer, features, config)
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(seed))]
-    loss = with_generators(loss, generators)
-    compute = _precision(config, seed.device)
-    # float16 gradients underflow without a scale; at a scale of 1 the scaler only passes through
-    scaler = torch.amp.GradScaler(seed.device.type, enabled=compute.dtype is torch.float16)
+    compute, thrift = _precision(config, seed.device), Thrift(make_room)
+    objective = Objective(tokenizer, loss, regularizers, seed, config.quantize, generators, compute.context, thrift)
     z = seed.clone().requires_grad_(True)
     adam = torch.optim.Adam([z], lr=config.learning_rate)
-    average, watch = TokenAverage(config.ema_decay), Watch(config.patience, config.tolerance, config.keep_best)
+    guard = StepGuard(len(z), z.device, scaled=compute.dtype is torch.float16)
+    average = TokenAverage(config.ema_decay)
+    watch = Watch(len(z), z.device, config.patience, config.tolerance, config.keep_best)
     stopped: Stopped = "finished"
     history: list[dict[str, Tensor]] = []
 
     for iteration in range(config.iterations):
         _set_learning_rate(adam, iteration, config)
         _add_noise(z, config.noise.at(iteration, config.iterations), generators)
-        with compute.context():
-            images = tokenizer.decode(z, quantize=config.quantize)
-            losses = _evaluate(loss, images)
-        penalties = _penalties(regularizers, z, seed)
-        objectives = torch.stack([losses["loss"], *penalties.values()]).sum(0)
-        adam.zero_grad()
-        scaler.scale(objectives.sum()).backward(inputs=[z])
-        scaler.step(adam)
-        scaler.update()
+        found = objective(z, guard.scale)
+        z.grad, sound = guard.admit(found.gradient, found.objectives)
+        _step(adam, z, sound)
         if reset and reset.due(iteration):
-            with compute.context():
-                _put_back(reset, tokenizer, z, config.quantize)
-        averaged = watch.update(average.update(z), objectives.detach())
-        history.append({name: watch.running(value.detach()) for name, value in (losses | penalties).items()})
-        if callback and callback(Step(iteration, averaged, images.detach(), history[-1])):
+            _put_back(reset, objective, z, thrift)
+        averaged = watch.update(average.update(z), found.objectives, guard.faulty)
+        history.append({name: watch.running(value) for name, value in (found.losses | found.penalties).items()})
+        if callback and callback(Step(iteration, averaged, found.images, history[-1])):
             stopped = "callback"
             break
-        if watch.all_converged:
-            stopped = "converged"
+        if watch.all_ended(iteration):
+            stopped = watch.verdict
             break
 
+    if not watch.good.any():
+        raise FloatingPointError(_never_finite(history[-1]))
     averaged = watch.result(averaged)
-    with torch.no_grad(), compute.context():
-        images = tokenizer.decode(averaged, quantize=config.quantize).clamp(0, 1)
-    curves = {name: torch.stack([step[name] for step in history]).float().cpu() for name in history[0]}
-    return Result(averaged, images, curves, stopped)
+    with torch.no_grad():
+        images = thrift.over(objective.decode, averaged, "decoding the result").clamp(0, 1)
+    curves = {
+        name: torch.stack([step[name] for step in history[: int(watch.iterations)]]).float().cpu()
+        for name in history[0]
+    }
+    notes = (*thrift.notes, *_faults(watch))
+    return Result(averaged, images, curves, stopped, watch.skipped.cpu(), notes)
 
 
 @dataclass(frozen=True)
@@ -204,27 +213,38 @@ def _add_noise(z: Tensor, std: float, generators: Sequence[torch.Generator]) -> 
         z.add_(noise.to(z), alpha=std)
 
 
-def _evaluate(loss: Loss, images: Tensor) -> dict[str, Tensor]:
-    """The loss (B,) under "loss", and its terms under their names."""
-    terms = loss.terms(images) if isinstance(loss, NamedLosses) else {}
-    value = torch.stack(list(terms.values())).sum(0) if terms else loss(images)
-    if not isinstance(value, Tensor) or value.shape != (len(images),):
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"a loss must give one number a picture, shape ({len(images)},), got {got}")
-    return {"loss": value, **terms}
-
-
-def _penalties(regularizers: Sequence[TokenRegularizer], z: Tensor, seed: Tensor) -> dict[str, Tensor]:
-    """The regularizers' values (B,) by name; two of the same name add up."""
-    penalties: dict[str, Tensor] = {}
-    for regularizer in regularizers:
-        value = regularizer(z, seed)
-        penalties[regularizer.name] = penalties.get(regularizer.name, torch.zeros_like(value)) + value
-    return penalties
+@torch.no_grad()
+def _step(adam: torch.optim.Adam, z: Tensor, sound: Tensor) -> None:
+    """Adam's step for the pictures whose gradient is sound, (B,); the momentum moves no other."""
+    before = z.detach().clone()
+    adam.step()
+    z.copy_(torch.where(sound[:, None, None], z, before))
 
 
 @torch.no_grad()
-def _put_back(reset: Reset, tokenizer: Tokenizer, z: Tensor, quantize: bool) -> None:
+def _put_back(reset: Reset, objective: Objective, z: Tensor, thrift: Thrift) -> None:
     """Overwrites the variable with the features of the changed picture; Adam's moments are kept."""
-    features = tokenizer.encode(reset(tokenizer.decode(z, quantize=quantize)))
-    z.copy_(features if quantize else tokenizer.quantize(features))
+    images = thrift.over(objective.decode, z, "a token reset")
+    features = thrift.over(objective.encode, reset(images), "a token reset")
+    z.copy_(torch.where(torch.isfinite(features).flatten(1).all(1)[:, None, None], features, z))
+
+
+def _never_finite(losses: dict[str, Tensor]) -> str:
+    broken = [name for name, value in losses.items() if name != "loss" and not torch.isfinite(value).any()]
+    what = f"the loss {' and '.join(broken)} was" if broken else "the loss or its gradient was"
+    return (
+        f"{what} never a finite number (NaN or infinity): nothing could be optimised. Another precision may help; if "
+        "not, a model's file, a picture or a loss is broken"
+    )
+
+
+def _faults(watch: Watch) -> list[str]:
+    """What is to be said of pictures whose numbers were not finite; logged, too."""
+    notes = []
+    for i, skipped in enumerate(watch.skipped.tolist()):
+        if skipped:
+            times = "1 iteration" if skipped == 1 else f"{skipped} iterations"
+            note = f"picture {i + 1}: the loss or its gradient was not finite in {times}, which were skipped"
+            notes.append(note + ("; it keeps the last good tokens" if watch.diverged[i] else ""))
+            logging.getLogger(__name__).warning("TokenOpt: %s", notes[-1])
+    return notes

@@ -133,35 +133,58 @@ def test_token_reset_puts_the_known_pixels_back() -> None:
 
 
 def run_watch(watch: Watch, objectives: list[list[float]]) -> list[list[float]]:
-    """Features are the iteration's number: what the watch passes on for each picture."""
-    return [
-        watch.update(torch.full((len(values), 1, 1), float(i)), torch.tensor(values)).flatten().tolist()
-        for i, values in enumerate(objectives)
-    ]
+    """Features are the iteration's number: what the watch passes on for each picture. NaN stands for a faulty step."""
+    passed = []
+    for i, values in enumerate(objectives):
+        each = torch.tensor(values)
+        features = watch.update(torch.full((len(values), 1, 1), float(i)), each, torch.isnan(each))
+        passed.append(features.flatten().tolist())
+    return passed
+
+
+def watch_of(batch: int, patience: int = 0, tolerance: float = 0.0, keep_best: bool = False) -> Watch:
+    return Watch(batch, torch.device("cpu"), patience, tolerance, keep_best)
 
 
 def test_each_picture_converges_on_its_own() -> None:
     # the first never falls after the start, the second always does
-    watch = Watch(patience=3, tolerance=0.01, keep_best=False)
+    watch = watch_of(2, patience=3, tolerance=0.01)
     passed = run_watch(watch, [[1.0, 5.0 - i] for i in range(6)])
     assert passed == [[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [3, 5]]
-    assert not watch.all_converged
+    assert not watch.all_ended(6)
     assert torch.isnan(watch.running(torch.zeros(2))).tolist() == [True, False]
-    assert run_watch(Watch(3, 0.01, False), [[1.0]] * 4)[-1] == [3]
+    assert run_watch(watch_of(1, 3, 0.01), [[1.0]] * 4)[-1] == [3]
 
 
 def test_falling_by_less_than_the_tolerance_is_not_falling() -> None:
-    slow, fast = Watch(4, 0.1, False), Watch(4, 0.001, False)
+    slow, fast = watch_of(1, 4, 0.1), watch_of(1, 4, 0.001)
     objectives = [[1 - 0.01 * i] for i in range(8)]
     run_watch(slow, objectives)
     run_watch(fast, objectives)
-    assert slow.all_converged and not fast.all_converged
+    assert slow.all_ended(8) and not fast.all_ended(8)
+    assert slow.verdict == "converged"
 
 
 def test_best_is_where_the_smoothed_objective_was_lowest() -> None:
-    watch = Watch(0, 0.0, keep_best=True)
+    watch = watch_of(2, keep_best=True)
     run_watch(watch, [[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [9.0, 4.0]])
     assert watch.result(torch.zeros(2, 1, 1)).flatten().tolist() == [2, 0]
+
+
+def test_three_faults_in_a_row_end_a_picture_and_two_do_not() -> None:
+    nan = math.nan
+    watch = watch_of(3, keep_best=True)
+    objectives = [[3.0, nan, 3.0], [nan, nan, 2.0], [nan, nan, 1.0], [1.0, 1.0, nan], [2.0, 1.0, nan], [2.0, 1.0, nan]]
+    passed = run_watch(watch, [*objectives, [1.0, 1.0, 0.0]])
+    assert passed[-1] == [6, 2, 5]
+    assert watch.diverged.tolist() == [False, True, True]
+    assert watch.skipped.tolist() == [2, 3, 3]
+    assert watch.good.tolist() == [5, 0, 3]
+    assert watch.result(torch.zeros(3, 1, 1)).flatten().tolist() == [
+        6,
+        0,
+        2,
+    ]  # the second never was better than at first
 
 
 def test_early_stopping_ends_a_run_and_a_batch_stops_like_single_runs(tokenizer, features) -> None:
