@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..tokenopt_core import canvas
 from .convert import as_bchw, to_bchw, to_bhwc, to_mask
+from .inputs import checked
 from .sockets import CATEGORY, Placement, TiTok
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Fit(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, titok: ModelPatcher, image: Tensor, mode: canvas.Mode, context: float, mask: Tensor | None = None
     ) -> io.NodeOutput:
@@ -97,6 +99,7 @@ class Stitch(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, original: Tensor, edited: Tensor, placement: canvas.Placement, feather: int, mask: Tensor | None = None
     ) -> io.NodeOutput:

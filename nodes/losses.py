@@ -13,6 +13,7 @@ from ..tokenopt_core import ClipLoss, ImagePromptLoss, MaskedL1Loss
 from ..tokenopt_core.losses import Loss, parse_prompts
 from ..tokenopt_core.masks import soften
 from .convert import gradients, to_bchw, to_mask
+from .inputs import checked
 from .models import load
 from .sockets import CATEGORY, LossTerms, OpenClip, TokenLoss
 
@@ -102,6 +103,7 @@ class ClipLossNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         openclip: ModelPatcher,
@@ -145,6 +147,7 @@ class ImagePromptLossNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, openclip: ModelPatcher, image: Tensor, crops: int, crop_scale: float, flip: float, weight: float
     ) -> io.NodeOutput:
@@ -185,6 +188,7 @@ class MaskedL1LossNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, mask: Tensor, feather: float, weight: float) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             images = to_bchw(image)
@@ -210,6 +214,7 @@ class CombineLosses(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         loss_1: LossTerms,

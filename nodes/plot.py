@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core.plot import plot_history
+from .inputs import checked
 from .sockets import CATEGORY, History
 
 
@@ -30,6 +31,7 @@ class LossPlot(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, history: dict[str, Tensor], width: int, height: int) -> io.NodeOutput:
         picture = plot_history({name: curve.clone() for name, curve in history.items()}, width, height)
         return io.NodeOutput(torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None])

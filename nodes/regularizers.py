@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..tokenopt_core import NoiseSchedule, TokenRegularizer
 from ..tokenopt_core.regularizers import TOWARD, Toward
 from ..tokenopt_core.schedules import SHAPES, Shape
+from .inputs import checked
 from .sockets import CATEGORY, Noise, Regularizers
 
 
@@ -41,6 +42,7 @@ class Regularizer(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, toward: Toward, weight: float, chain: tuple[TokenRegularizer, ...] = ()) -> io.NodeOutput:
         return io.NodeOutput((*chain, TokenRegularizer(toward, weight)))
 
@@ -91,6 +93,7 @@ class NoiseNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, start: float, end: float, until: float, shape: Shape) -> io.NodeOutput:
         return io.NodeOutput(NoiseSchedule(start, end, until, shape))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..tokenopt_core import TokenReset
 from ..tokenopt_core.masks import soften
 from .convert import to_bchw, to_mask
+from .inputs import checked
 from .sockets import CATEGORY, Reset
 
 
@@ -38,6 +39,7 @@ class ResetNode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, mask: Tensor, every: int, feather: float) -> io.NodeOutput:
         images = to_bchw(image)
         return io.NodeOutput(TokenReset(images, soften(to_mask(mask, images), feather), every))

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..tokenopt_core.loading import MINI
+from .inputs import checked
 from .sockets import CATEGORY
 
 SAMPLES = MINI / "samples"  # NAME.png, and NAME.mask.png with the subject in white
@@ -44,6 +45,7 @@ class SamplePicture(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, name: str) -> io.NodeOutput:
         if name not in sample_names():  # also what keeps a name from leading out of the folder
             raise ValueError(f"there is no sample picture {name!r}: expected one of {', '.join(sample_names())}")

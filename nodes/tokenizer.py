@@ -11,6 +11,7 @@ from torch import Tensor
 from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
 from .convert import gradients, to_bchw, to_bhwc, to_mask
+from .inputs import checked
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
 
@@ -63,6 +64,7 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, titok: ModelPatcher, image: Tensor, fill: Fill, feather: float, mask: Tensor | None = None
     ) -> io.NodeOutput:
@@ -101,6 +103,7 @@ class Decode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, titok: ModelPatcher, features: Tensor, quantize: bool) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             device = load([titok])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..tokenopt_core import copy_paste, random_features
 from ..tokenopt_core.tokens import STARTS, Start
 from .convert import gradients
+from .inputs import checked
 from .models import load
 from .sockets import CATEGORY, Features, TiTok
 
@@ -49,6 +50,7 @@ class CopyPaste(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, target: Tensor, reference: Tensor, positions: str, strength: float) -> io.NodeOutput:
         return io.NodeOutput(copy_paste(target, reference, positions, strength))
 
@@ -95,6 +97,7 @@ class Random(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, titok: ModelPatcher, batch: int, start: Start, std: float, seed: int) -> io.NodeOutput:
         with gradients(), torch.no_grad():
             if start == "codes":

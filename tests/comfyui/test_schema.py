@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -109,7 +110,7 @@ def test_inputs_and_outputs_have_different_ids(schemas) -> None:
 
 def test_execute_takes_what_the_schema_declares(pack, schemas) -> None:
     for name, schema in schemas.items():
-        code = pack.classes[name].execute.__func__.__code__
+        code = inspect.unwrap(pack.classes[name].execute.__func__).__code__
         taken = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         assert set(taken) == {item.id for item in schema.inputs}, name
 
