@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import canvas, folders, losses, models, optimize, plot, regularizers, reset, samples, tokenizer, tokens
+from . import canvas, finish, folders, losses, models, optimize, plot, regularizers, reset, samples, tokenizer, tokens
 
 
 class TokenOptExtension(ComfyExtension):
@@ -10,5 +10,6 @@ class TokenOptExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
+        finish.register()
         modules = (models, samples, tokenizer, tokens, losses, regularizers, reset, optimize, plot, canvas)
         return [node for module in modules for node in module.NODES]

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..tokenopt_core import NoiseSchedule, OptimizeConfig, Step, TokenRegularizer, WeightedSum, optimize
+from ..tokenopt_core import NoiseSchedule, OptimizeConfig, TokenRegularizer, WeightedSum, optimize
 from ..tokenopt_core.clip import Clip
-from ..tokenopt_core.optimize import PRECISIONS, Precision
+from ..tokenopt_core.optimize import PRECISIONS, Precision, Result
 from ..tokenopt_core.optimize import Reset as ResetRule
 from ..tokenopt_core.schedules import DECAYS, Decay
-from .convert import gradients, to_bhwc, to_pil
+from .convert import gradients, to_bhwc
+from .finish import finishable
 from .models import activation_bytes, check_fit, load
+from .progress import Progress, strip, tell
 from .sockets import CATEGORY, Features, History, LossTerms, Noise, Regularizers, Reset, TiTok, TokenLoss
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-
-PREVIEW_SECONDS = 0.3
-PREVIEW_SIZE = 256  # px that a smaller picture is enlarged to, or it would be a stamp on the node
-
-
-class Progress:
-    """Per iteration: the bar, now and then a picture, and a way out when the user interrupts.
-
-    frames: every `keep_every`-th picture, those of a batch side by side: (H, B * W, 3) each, on the CPU.
-    """
-
-    def __init__(self, iterations: int, keep_every: int = 0) -> None:
-        import comfy.model_management as mm
-        from comfy.utils import ProgressBar
-
-        self._check_interrupted = mm.throw_exception_if_processing_interrupted
-        self._bar = ProgressBar(iterations)
-        self._shown = float("-inf")
-        self._keep_every, self.frames = keep_every, list[Tensor]()
-
-    def __call__(self, step: Step) -> None:
-        self._check_interrupted()
-        if self._keep_every and step.iteration % self._keep_every == 0:
-            self.frames.append(_strip(step.image))
-        preview = None
-        if time.monotonic() - self._shown > PREVIEW_SECONDS:
-            self._shown = time.monotonic()
-            picture = to_pil(step.image[0])
-            preview = ("JPEG", picture, max(*picture.size, PREVIEW_SIZE))
-        self._bar.update_absolute(step.iteration + 1, preview=preview)
-
-
-def _strip(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> one picture (H, B * W, 3) on the CPU."""
-    return torch.cat([*to_bhwc(images)], 1)
 
 
 class Optimize(io.ComfyNode):
@@ -167,6 +133,7 @@ class Optimize(io.ComfyNode):
                     tooltip="How the picture came to be, as frames for a video; pictures of a batch lie side by side.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -197,12 +164,27 @@ class Optimize(io.ComfyNode):
         tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
         check_fit(tokenizer, clips)
         crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)
-        with gradients():
-            device = load([titok, *loss.models], activation_bytes(tokenizer, len(features), crops))
-            progress, start = Progress(iterations, trajectory_every), features.clone().to(device)
-            result = optimize(tokenizer, start, WeightedSum(loss.terms), config, regularizer, reset, progress)
-            trajectory = torch.stack([*progress.frames, _strip(result.images)])
+        needed = activation_bytes(tokenizer, len(features), crops)
+        node_id = str(cls.hidden.unique_id)
+        tell(node_id, [])
+        with gradients(), finishable(node_id) as asked_to_finish:
+            device = load([titok, *loss.models], needed)
+            progress = Progress(iterations, asked_to_finish, trajectory_every)
+            result = optimize(
+                tokenizer, features.clone().to(device), WeightedSum(loss.terms), config, regularizer, reset, progress,
+                make_room=lambda: load([titok, *loss.models], 2 * needed),
+            )  # fmt: skip
+            tell(node_id, _notes(result, progress.done, iterations))
+            trajectory = torch.stack([*progress.frames, strip(result.images)])
             return io.NodeOutput(result.features.cpu(), to_bhwc(result.images), result.history, trajectory)
+
+
+def _notes(result: Result, done: int, iterations: int) -> list[str]:
+    """What the user should know of a run."""
+    notes = list(result.notes)
+    if result.stopped == "callback":
+        notes.insert(0, f"finished early, after {done} of {iterations} iterations")
+    return notes
 
 
 NODES = [Optimize]

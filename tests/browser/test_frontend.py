@@ -40,6 +40,12 @@ SHORTEN = """limit => {
     for (const widget of app.graph._nodes.flatMap(node => node.widgets ?? []))
         if (widget.name === "iterations") widget.value = Math.min(widget.value, limit)
 }"""
+PRESS = """([id, name]) => {
+    const node = app.graph.getNodeById(id)
+    const button = node.widgets.find(widget => widget.name === name)
+    button.callback(button.value, app.canvas, node)
+}"""
+NOTE = "([id, text]) => app.graph.getNodeById(id).widgets.some(widget => String(widget.value).includes(text))"
 SHOWN = "() => Object.fromEntries(app.graph._nodes.map(n => [n.id, (n.imgs ?? []).map(i => i.naturalWidth)]))"
 
 
@@ -149,6 +155,22 @@ def test_help_opens_from_the_node(frontend) -> None:
     shown.wait_for()
     assert shown.is_visible()
     frontend.page.get_by_test_id("info-button").click()
+
+
+def test_finish_now_ends_the_run_and_gives_the_picture(frontend) -> None:
+    content = json.loads((WORKFLOWS / "text_edit.json").read_text(encoding="utf-8"))
+    frontend.load(content)
+    (node,) = nodes_of(content, "TokenOptOptimize")
+    frontend.page.evaluate(SHORTEN.replace("Math.min(widget.value, limit)", "limit"), 50_000)
+    frontend.run()
+    frontend.page.wait_for_function("node => tokenopt.progress[node]?.length > 2", arg=node)
+    frontend.page.evaluate(PRESS, [node, "Finish now"])
+    seen = frontend.wait_for_end()
+    assert (seen["ended"], seen["error"], complaints(frontend)) == ("execution_success", None, [])
+    assert 2 < seen["progress"][node][-1] < 5000
+    note = f"finished early, after {seen['progress'][node][-1]} of 50000 iterations"
+    frontend.page.wait_for_function(NOTE, arg=[node, note])
+    assert "Finish now" not in json.dumps(frontend.serialize()) + json.dumps(frontend.export())
 
 
 def test_an_unknown_node_would_be_noticed(frontend) -> None:
