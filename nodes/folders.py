@@ -52,13 +52,17 @@ def find(kind: str, name: str, published: Mapping[str, Source], allow_download: 
     """The file or folder of a model by its name in the loader's list; downloads it only if that is allowed."""
     import folder_paths
 
+    if not isinstance(name, str):
+        raise ValueError(f"a model is chosen by its name in the list, got {name!r:.80}")
     target = Path(folder_paths.get_folder_paths(kind)[0]) / name
     source = published.get(name)
     path = locate(kind, name)
     if path is not None:
         return path
     if source is None:
-        raise FileNotFoundError(f"the model {name!r} is no longer there: it was looked for as {target}")
+        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+            raise ValueError(f"there is no model {name[:80]!r}: choose one of the names in the list")
+        raise FileNotFoundError(f"the model {name[:80]!r} is no longer there: it was looked for as {target}"[:1000])
     if not allow_download:
         raise FileNotFoundError(
             f"{name} is not in {target}: switch on download, or put {' and '.join(source.files)} of {source.page} there"
@@ -69,9 +73,10 @@ def find(kind: str, name: str, published: Mapping[str, Source], allow_download: 
 
 def fingerprint(kind: str, name: str) -> str:
     """Changes when a model's files do, so that ComfyUI loads them again."""
-    path = locate(kind, name)
+    path = locate(kind, name) if isinstance(name, str) else None  # a prompt may hold anything; `execute` complains
     files = [] if path is None else [path, *sorted(path.glob("*"))]
-    return f"{name} {[(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]}"
+    stamps = [(file.name, file.stat()) for file in files if file.exists()]  # not a link to what is gone
+    return f"{name!r} {[(file, stamp.st_mtime_ns, stamp.st_size) for file, stamp in stamps]}"
 
 
 class DownloadProgress:

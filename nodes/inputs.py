@@ -20,6 +20,7 @@ from ..tokenopt_core.canvas import Placement
 from .sockets import LossTerms
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
+LONGEST_CHOICE = 1000
 LONGEST = 60  # characters of a wrong value that a message repeats
 
 
@@ -70,9 +71,12 @@ def _check(wanted: Any, value: Any) -> None:
         if not isinstance(value, (bool, int)):
             raise ValueError(f"{_name(wanted)} must be on or off, got {shown(value)}")
     elif isinstance(wanted, (io.String.Input, io.Combo.Input)):
-        if not isinstance(value, str):
-            what = "a text" if isinstance(wanted, io.String.Input) else "one of the choices in its list"
+        choice = isinstance(wanted, io.Combo.Input)  # which of them there are, the node knows best
+        if not isinstance(value, str) or (choice and len(value) > LONGEST_CHOICE):
+            what = "one of the choices in its list" if choice else "a text"
             raise ValueError(f"{_name(wanted)} must be {what}, got {shown(value)}")
+        if not _is_text(value):  # printed to ComfyUI's log it would end the thread that runs prompts
+            raise ValueError(f"{_name(wanted)} holds half of a character, which is no text: {shown(value)}")
     else:
         what, fits = SOCKETS[wanted.get_io_type()]
         if not fits(value):
@@ -94,6 +98,14 @@ def _range(wanted: Any) -> str:
 
 def _name(wanted: Any) -> str:
     return str(wanted.display_name or wanted.id).replace("_", " ")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_tensor(value: object) -> bool:
