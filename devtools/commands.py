@@ -18,6 +18,8 @@ HELP = {
     "test": "run all tests; what follows is passed on to pytest",
     "serve": "run ComfyUI with this extension for your browser, until Ctrl-C",
     "lint": "check style and types",
+    "referee": "ask outside tools for ComfyUI extensions what they find (docs/referees.md)",
+    "soak": "run prompts for minutes and see that memory, threads and files stay as they are",
 }
 DEFAULT_PORT = 8188
 CHECKED = ("tokenopt_core", "nodes", "devtools")
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     server.stop_on_termination()
     try:
-        environment.prepare(test_tools=options.command in {"setup", "test", "lint"})
+        environment.prepare(test_tools=options.command in {"setup", "test", "lint", "referee", "soak"})
         environment.continue_inside(arguments)
         return _run(options)
     except DevError as error:
@@ -44,6 +46,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in HELP.items()}
     parsers["serve"].add_argument("--port", type=int, help=f"default: {DEFAULT_PORT}, or a free one if that is taken")
+    length = parsers["soak"].add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="for how long, but for 40 prompts at least")
+    length.add_argument("--prompts", type=int, help="how many, in rounds of 20; default: 200")
+    parsers["soak"].add_argument("--record", action="store_true", help="add the numbers to benchmarks/RESULTS.md")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "test":
         parsers[options.command].error(f"unknown: {' '.join(rest)}")
@@ -65,6 +71,14 @@ def _run(options: argparse.Namespace) -> int:
         return serve(options.port)
     if options.command == "lint":
         return lint()
+    if options.command == "referee":
+        from . import referee
+
+        return referee.run()
+    if options.command == "soak":
+        from . import soak
+
+        return soak.run(options.minutes, options.prompts, options.record)
     print(f"Everything is set up. Next: {Path(sys.argv[0]).name} demo")
     return 0
 
