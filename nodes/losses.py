@@ -12,6 +12,7 @@ from torch import Tensor
 from ..tokenopt_core import ClipLoss, ImagePromptLoss, MaskedL1Loss
 from ..tokenopt_core.losses import Loss, parse_prompts
 from ..tokenopt_core.masks import soften
+from ..tokenopt_core.memory import forward_bytes
 from .convert import gradients, to_bchw, to_mask
 from .inputs import checked
 from .models import load
@@ -152,8 +153,9 @@ class ImagePromptLossNode(io.ComfyNode):
         cls, openclip: ModelPatcher, image: Tensor, crops: int, crop_scale: float, flip: float, weight: float
     ) -> io.NodeOutput:
         with gradients():
-            device = load([openclip])
-            loss = ImagePromptLoss(openclip.model, to_bchw(image).to(device), crops, crop_scale, flip)
+            pictures = to_bchw(image)
+            device = load([openclip], forward_bytes(openclip.model, len(pictures)))
+            loss = ImagePromptLoss(openclip.model, pictures.to(device), crops, crop_scale, flip)
         return io.NodeOutput(LossTerms((("image prompt", weight, loss),), (openclip,)))
 
 

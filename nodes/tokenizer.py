@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
+from ..tokenopt_core.memory import forward_bytes
 from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .inputs import checked
 from .models import load
@@ -74,7 +75,7 @@ class Encode(io.ComfyNode):
             hole = None if mask is None else to_mask(mask, pictures)
             images, hole_there, _ = fit(pictures, hole, size)
             filled = images if hole is None else fill_hole(images, soften(hole_there, feather), fill)
-            device = load([titok])
+            device = load([titok], forward_bytes(titok.model, len(filled)))
             features = titok.model.encode(filled.to(device)).cpu()
             return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))
 
@@ -106,7 +107,7 @@ class Decode(io.ComfyNode):
     @checked
     def execute(cls, titok: ModelPatcher, features: Tensor, quantize: bool) -> io.NodeOutput:
         with gradients(), torch.no_grad():
-            device = load([titok])
+            device = load([titok], forward_bytes(titok.model, len(features)))
             return io.NodeOutput(to_bhwc(titok.model.decode(features.clone().to(device), quantize)))
 
 
