@@ -15,6 +15,7 @@ from ..tokenopt_core.optimize import Reset as ResetRule
 from ..tokenopt_core.schedules import DECAYS, Decay
 from .convert import gradients, to_bhwc
 from .finish import finishable
+from .inputs import checked
 from .models import activation_bytes, check_fit, load
 from .progress import Progress, strip, tell
 from .sockets import CATEGORY, Features, History, LossTerms, Noise, Regularizers, Reset, TiTok, TokenLoss
@@ -137,6 +138,7 @@ class Optimize(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         titok: ModelPatcher,
@@ -163,8 +165,7 @@ class Optimize(io.ComfyNode):
         )  # fmt: skip
         tokenizer, clips = titok.model, [m.model for m in loss.models if isinstance(m.model, Clip)]
         check_fit(tokenizer, clips)
-        crops = sum(getattr(term, "crops", 1) for _, _, term in loss.terms)
-        needed = activation_bytes(tokenizer, len(features), crops)
+        needed = activation_bytes(tokenizer, [term for _, _, term in loss.terms], len(features), precision)
         node_id = str(cls.hidden.unique_id)
         tell(node_id, [])
         with gradients(), finishable(node_id) as asked_to_finish:

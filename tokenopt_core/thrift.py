@@ -30,6 +30,7 @@ class Thrift:
         An attempt must leave nothing behind when it fails. Raises the last shortage, saying what was tried and what
         helps, when not even `most` pieces fit.
         """
+        room_was_made = False
         while True:
             try:
                 return attempt(self.pieces)
@@ -38,16 +39,24 @@ class Thrift:
                     raise
                 kind, reason = type(error), _first_line(error)
             # outside the handler: the error's traceback holds all that the attempt had built
-            if self.pieces >= most:
+            if self.pieces >= most and room_was_made:
                 cut = f" even in {self.pieces} pieces, one after the other" if self.pieces > 1 else ""
                 raise kind(
                     f"there is not enough memory for {what}{cut} ({reason}). Take fewer pictures at once, half "
                     "precision or a smaller model, or close other programs that use this device"
                 )
             self._free()
+            room_was_made = True
+            self._divide(most, what, reason)
+
+    def _divide(self, most: int, what: str, reason: str) -> None:
+        if self.pieces < most:
             self.pieces = min(most, 2 * self.pieces)
-            self.notes.append(f"memory ran short in {what}: it goes on in {self.pieces} pieces, slower")
-            logging.getLogger(__name__).warning("TokenOpt: %s (%s)", self.notes[-1], reason)
+            remedy = f"it goes on in {self.pieces} pieces, slower"
+        else:
+            remedy = "it was repeated with what could be freed"
+        self.notes.append(f"memory ran short in {what}: {remedy}")
+        logging.getLogger(__name__).warning("TokenOpt: %s (%s)", self.notes[-1], reason)
 
     def over(self, function: Callable[[Tensor], Tensor], batch: Tensor, what: str) -> Tensor:
         """`function(batch)`, for a function that treats each entry of a batch on its own."""

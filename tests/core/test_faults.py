@@ -189,6 +189,26 @@ def test_other_errors_are_not_taken_for_a_shortage() -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         Thrift()(attempt, 8, "a test")
     assert calls == [1]
+
+
+def test_what_cannot_be_divided_is_repeated_once_after_room_was_made() -> None:
+    tries = []
+
+    def attempt(pieces: int) -> str:
+        tries.append(pieces)
+        if len(tries) != 3:
+            raise MemoryError
+        return "done"
+
+    thrift = Thrift(lambda: tries.append(-1))
+    assert thrift(attempt, 1, "a test") == "done"
+    assert tries == [1, -1, 1]
+    assert thrift.notes == ["memory ran short in a test: it was repeated with what could be freed"]
+    with pytest.raises(MemoryError, match=r"not enough memory for a test \(MemoryError\)"):
+        thrift(attempt, 1, "a test")
+
+
+def test_what_is_a_shortage_and_what_is_not() -> None:
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     assert not is_out_of_memory(KeyboardInterrupt())
