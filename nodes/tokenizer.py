@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
-from ..tokenopt_core.memory import forward_bytes
+from .batches import in_batches
 from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .inputs import checked
-from .models import load
 from .sockets import CATEGORY, Features, TiTok
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ class Encode(io.ComfyNode):
             hole = None if mask is None else to_mask(mask, pictures)
             images, hole_there, _ = fit(pictures, hole, size)
             filled = images if hole is None else fill_hole(images, soften(hole_there, feather), fill)
-            device = load([titok], forward_bytes(titok.model, len(filled)))
-            features = titok.model.encode(filled.to(device)).cpu()
+            features = in_batches(titok, titok.model.encode, filled, "encoding")
             return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))
 
 
@@ -107,8 +105,9 @@ class Decode(io.ComfyNode):
     @checked
     def execute(cls, titok: ModelPatcher, features: Tensor, quantize: bool) -> io.NodeOutput:
         with gradients(), torch.no_grad():
-            device = load([titok], forward_bytes(titok.model, len(features)))
-            return io.NodeOutput(to_bhwc(titok.model.decode(features.clone().to(device), quantize)))
+            tokens = titok.model.check(features.clone())
+            images = in_batches(titok, lambda part: titok.model.decode(part, quantize), tokens, "decoding")
+            return io.NodeOutput(to_bhwc(images))
 
 
 NODES = [Encode, Decode]
