@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io
 
-from ..tokenopt_core import Clip, Tokenizer, clip, load_clip, load_tokenizer
+from ..tokenopt_core import Clip, Tokenizer, clip, load_clip, load_tokenizer, memory
+from ..tokenopt_core.losses import Loss
 from ..tokenopt_core.optimize import PRECISIONS
 from ..tokenopt_core.titok import VARIANTS
 from . import folders
@@ -48,7 +49,8 @@ def wrap(model: torch.nn.Module) -> ModelPatcher:
 def load(patchers: Sequence[ModelPatcher], activations: int = 0) -> torch.device:
     """Brings models to their device, all in one call so that none evicts another; inside `gradients()` only.
 
-    activations: bytes that autograd will keep, which ComfyUI cannot know.
+    activations: bytes needed beside the weights, for which ComfyUI evicts other models; more than there are is no
+        error here.
     """
     import comfy.model_management as mm
 
@@ -56,6 +58,7 @@ def load(patchers: Sequence[ModelPatcher], activations: int = 0) -> torch.device
     # in full: back-propagation through weights that are cast on the fly can be silently wrong
     mm.load_models_gpu(unique, memory_required=activations, force_full_load=True)
     for patcher in unique:
+        patcher.model.to(patcher.load_device)  # started with --novram, ComfyUI leaves them where they are all the same
         _heal(patcher.model)
     return unique[0].load_device
 
@@ -78,10 +81,9 @@ def _tainted(tensor: torch.Tensor) -> bool:
         return True
 
 
-def activation_bytes(tokenizer: Tokenizer, batch: int, crops: int) -> int:
-    """A rough upper estimate of what autograd keeps for one iteration."""
-    pixels = tokenizer.image_size**2
-    return batch * pixels * (3000 + 600 * crops)
+def activation_bytes(tokenizer: Tokenizer, losses: Iterable[Loss], batch: int, precision: str) -> int:
+    """What an optimization of `batch` pictures takes beside the weights, see `tokenopt_core.memory`."""
+    return memory.optimize_bytes(tokenizer, memory.views(losses), batch, weight_dtype(precision))
 
 
 def check_fit(tokenizer: Tokenizer, clips: Sequence[Clip]) -> None:
