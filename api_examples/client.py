@@ -183,6 +183,14 @@ class ComfyClient:
         """Stop the running prompt (or only if it is this one); may be called from another thread."""
         self._open("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
+    def finish(self, node_id: str = "") -> list[str]:
+        """End the optimization that a node runs, or whichever runs, with what it has so far; the workflow goes on.
+
+        Returns the ids of the nodes that were asked; may be called from another thread, or while events are followed.
+        """
+        asked: list[str] = self._json("/tokenopt/finish", {"node": node_id} if node_id else {})["finishing"]
+        return asked
+
     def cancel(self, prompt_id: str, patience: float = 10.0) -> None:
         """Take a prompt off the queue, or stop it if it is running; return when it is gone, or out of patience."""
         self._open("/queue", {"delete": [prompt_id]})
