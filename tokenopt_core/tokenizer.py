@@ -63,7 +63,8 @@ class Tokenizer(nn.Module):
                 f"{self} takes pictures of shape (batch, 3, {size}, {size}), got {tuple(images.shape)}: resize or crop "
                 "them first"
             )
-        return at_least_float32(self.model.encode(images.to(self.dtype)))
+        # in one order in memory, however they travel: sums over them would differ in the last bit
+        return at_least_float32(self.model.encode(images.to(self.dtype))).contiguous()
 
     def quantize(self, features: Tensor) -> Tensor:
         """Features -> the nearest codes (B, N, D), with a straight-through gradient; of a VAE the mean."""
