@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import clip_config
 from .download import Source
 from .titok.quantizer import at_least_float32
-from .weights import SUFFIXES, load_strictly, read_state_dict
+from .weights import load_strictly, read_shapes
 
 MINI = Path(__file__).parent / "mini" / "clip"
 DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
 
-_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+_FILES = (clip_config.NAME, "open_clip_model.safetensors")
+_PREFERRED = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)  # as open_clip orders them
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -138,7 +150,7 @@ def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:
 
     config: dict[str, Any] = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    load_strictly(model, read_state_dict(weights, dtype), str(weights))
+    load_strictly(model, weights, dtype)
     tokenize = mini_tokenizer(config["text_cfg"]["context_length"])
     size = config["vision_cfg"]["image_size"]
     return Clip(model, tokenize, config["mean"], config["std"], size, "mini", config["words"])
@@ -152,11 +164,26 @@ def mini_tokenizer(context_length: int, merges: Path = MINI / "merges.txt.gz") -
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Clip:
-    if not (folder / _FILES[0]).is_file():
-        raise FileNotFoundError(f"the CLIP folder {folder} has no {_FILES[0]}")
-    if not any(file.suffix in SUFFIXES for file in folder.iterdir()):  # open_clip would go on with random weights
-        raise FileNotFoundError(f"the CLIP folder {folder} has no weight file")
-    return _create(f"local-dir:{folder}", None, folder.name, dtype, f"the CLIP in {folder}")
+    if not (folder / clip_config.NAME).is_file():
+        raise FileNotFoundError(f"the CLIP folder {folder} has no {clip_config.NAME}")
+    config, what = clip_config.read(folder), f"the CLIP in {folder}"
+    weights = _weights_in(folder)
+    shapes = read_shapes(weights)
+    # the words come from the folder, too, and nothing that lies there is run
+    offline = {"trust_remote_code": False, "local_files_only": True}
+    words = offline if config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name") else {}
+    with _explained(what):
+        clip_config.check_size(config, shapes, str(folder))
+        return _create(f"local-dir:{folder}", None, folder.name, dtype, words)
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file that open_clip would take: it knows these names and endings, and goes on with random weights without."""
+    there = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pth"))
+    if not there:
+        raise FileNotFoundError(f"the CLIP folder {folder} has no weight file, such as {_FILES[1]}")
+    preferred = [folder / name for name in _PREFERRED if folder / name in there]
+    return (preferred + sorted(there, key=lambda file: file.suffix != ".safetensors"))[0]
 
 
 def _load_named(name: str, pretrained: str, dtype: torch.dtype) -> Clip:
@@ -170,21 +197,34 @@ def _load_named(name: str, pretrained: str, dtype: torch.dtype) -> Clip:
         raise ValueError(f"{name} needs weights: a tag ({', '.join(tags)}) or a weight file")
     if not Path(pretrained).is_file() and pretrained not in tags:
         raise FileNotFoundError(f"{pretrained!r} is neither a weight file nor one of {name}'s tags: {', '.join(tags)}")
-    return _create(name, pretrained, name, dtype, f"the weights {pretrained!r} of {name}")
+    with _explained(f"the weights {pretrained!r} of {name}"):
+        if Path(pretrained).is_file():
+            read_shapes(Path(pretrained))  # refuses what is more than plain tensors
+        return _create(name, pretrained, name, dtype)
 
 
-def _create(identifier: str, pretrained: str | None, name: str, dtype: torch.dtype, what: str) -> Clip:
-    """open_clip's model, tokenizer and normalisation, in one object."""
-    import open_clip
-
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns whatever open_clip, timm or transformers raise into a ValueError about the model."""
     try:
-        model = open_clip.create_model(identifier, pretrained=pretrained, weights_only=True)
-        tokenize = open_clip.get_tokenizer(identifier)
+        yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{what} could not be loaded ({reason}): the file is damaged or of another model, or there is no network"
         ) from error
+
+
+def _create(
+    identifier: str, pretrained: str | None, name: str, dtype: torch.dtype, words: Mapping[str, bool] | None = None
+) -> Clip:
+    """open_clip's model, tokenizer and normalisation, in one object."""
+    import open_clip
+
+    model = open_clip.create_model(
+        identifier, pretrained=pretrained, weights_only=True, pretrained_text=False, require_pretrained=True
+    )
+    tokenize = open_clip.get_tokenizer(identifier, **(words or {}))
     wanted = open_clip.get_model_preprocess_cfg(model)
     size = wanted["size"] if isinstance(wanted["size"], int) else wanted["size"][0]
     return Clip(model.to(dtype), tokenize, wanted["mean"], wanted["std"], size, name)

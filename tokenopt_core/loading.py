@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from .download import Source
 from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise
 from .tokenizer import Statistics, Tokenizer
-from .weights import SUFFIXES, load_strictly, read_state_dict
+from .weights import SUFFIXES, load_strictly, read_config, read_shapes, read_state_dict
 
 MINI = Path(__file__).parent / "mini"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -54,11 +53,12 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
         if len(lone) == 1:
             return _from_file(lone[0], name if name in VARIANTS else None, dtype)
         raise FileNotFoundError(f"the tokenizer folder {folder} has no {CONFIG}")
+    described = read_config(config)
     try:
-        model = _on_meta(TiTokConfig.from_dict(json.loads(config.read_text(encoding="utf-8"))))
+        model = _on_meta(TiTokConfig.from_dict(described))
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
-    load_strictly(model, read_state_dict(weights, dtype), str(weights))
+    load_strictly(model, weights, dtype)
     tokenizer = Tokenizer(model, name)
     tokenizer.statistics = _statistics(folder / STATISTICS, (tokenizer.num_tokens, tokenizer.feature_dim))
     return tokenizer
@@ -67,23 +67,23 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
 def _statistics(path: Path, shape: tuple[int, int]) -> Statistics | None:
     if not path.is_file():
         return None
-    state = read_state_dict(path, torch.float32)
-    if state.keys() != {"mean", "std"} or any(x.shape != shape for x in state.values()):
+    if read_shapes(path) != {"mean": shape, "std": shape}:
         raise ValueError(f"{path}: expected tensors mean and std of shape {shape}")
+    state = read_state_dict(path, torch.float32)
     return state["mean"], state["std"]
 
 
 def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer:
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
-    state = read_state_dict(path, dtype)
+    shapes = read_shapes(path)
     try:
-        variant = variant or recognise(state)
+        variant = variant or recognise(shapes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = VARIANTS[variant].make()
-    load_strictly(model, state, str(path))
+    load_strictly(model, path, dtype)
     return Tokenizer(model, path.stem)
 
 

@@ -7,6 +7,8 @@ import tokenopt_core as to
 from tokenopt_core.clip import Clip
 from tokenopt_core.titok import TiTokConfig, Transformer, build
 
+from .hostile import little_memory, marker, network  # noqa: F401 - fixtures
+
 TINY = TiTokConfig(
     image_size=8,
     num_tokens=3,

@@ -16,6 +16,13 @@ PIXEL_CODES = 1024  # of the MaskGIT-VQGAN, which the two-stage models decode th
 PIXEL_PATCH = 16  # pixels along one side that one of its codes stands for
 
 
+def _whole(entries: dict[str, Any], key: str) -> int:
+    value = entries[key]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{key} must be a whole number, got {str(value)[:40]!r}")
+    return value
+
+
 @dataclass(frozen=True)
 class Transformer:
     """Width, depth and heads of one vision transformer."""
@@ -31,7 +38,7 @@ class Transformer:
             if size not in SIZES:
                 raise ValueError(f"unknown transformer size {size!r}: expected one of {', '.join(SIZES)}")
             return cls(*SIZES[size])
-        return cls(int(size["width"]), int(size["layers"]), int(size["heads"]))
+        return cls(_whole(size, "width"), _whole(size, "layers"), _whole(size, "heads"))
 
 
 @dataclass(frozen=True)
@@ -91,18 +98,20 @@ class TiTokConfig:
             if model.get("vit_dec_patch_size", model["vit_enc_patch_size"]) != model["vit_enc_patch_size"]:
                 raise ValueError("encoder and decoder have different patch sizes")
             return cls(
-                image_size=int(config["dataset"]["preprocessing"]["crop_size"]),
-                num_tokens=int(model["num_latent_tokens"]),
-                token_dim=int(model["token_size"]),
-                codebook_size=int(model["codebook_size"]) if mode == "vq" else None,
+                image_size=_whole(config["dataset"]["preprocessing"], "crop_size"),
+                num_tokens=_whole(model, "num_latent_tokens"),
+                token_dim=_whole(model, "token_size"),
+                codebook_size=_whole(model, "codebook_size") if mode == "vq" else None,
                 encoder=Transformer.parse(model["vit_enc_model_size"]),
                 decoder=Transformer.parse(model["vit_dec_model_size"]),
-                patch_size=int(model["vit_enc_patch_size"]),
+                patch_size=_whole(model, "vit_enc_patch_size"),
                 l2_normalize=bool(model.get("use_l2_norm", False)) and mode == "vq",
                 two_stage=bool(model.get("is_legacy", True)),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a TiTok config.json: {error} is missing or of the wrong type") from error
+        except KeyError as error:
+            raise ValueError(f"not a TiTok config.json: {error} is missing") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError("not a TiTok config.json: an entry is of the wrong type") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The same layout back, so that a saved model is read by `from_dict`."""

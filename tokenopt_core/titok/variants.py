@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..download import Source
 from .config import SIZES, TiTokConfig, Transformer
@@ -58,9 +57,8 @@ def signature(name: str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in VARIANTS[name].make().state_dict().items()}
 
 
-def recognise(state: Mapping[str, Tensor]) -> str:
-    """The variant a state dict belongs to, by its keys and shapes; ValueError if none or several fit."""
-    found = {key: tuple(value.shape) for key, value in state.items()}
+def recognise(found: Mapping[str, tuple[int, ...]]) -> str:
+    """The variant that tensors of these names and shapes belong to; ValueError if none or several fit."""
     signatures = {name: signature(name) for name in VARIANTS}
     exact = [name for name, expected in signatures.items() if expected == found]
     if len(exact) == 1:
