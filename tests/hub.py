@@ -17,6 +17,8 @@ class Hub:
         self.files = files
         self.cut_after: int | None = None
         self.pause = 0.0  # seconds after each 10 MB
+        self.store = ""  # another address to which requests for files are sent on, as the hub does with large ones
+        self.tokens: list[str] = []  # what came with each request to prove who asks
         self.requests: list[tuple[str, str, str]] = []  # method, path, range
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -48,12 +50,22 @@ class Hub:
             def answer(self, send: bool) -> None:
                 wanted = self.headers.get("Range", "")
                 hub.requests.append((self.command, self.path, wanted))
+                hub.tokens.append(self.headers.get("Authorization", ""))
                 name = self.path.split("?")[0].lstrip("/").replace("/resolve/main/", "/")
                 content = hub.files.get(name)
                 if content is None:
                     self.send_response(404)
                     known = any(file.startswith(name.rsplit("/", 1)[0]) for file in hub.files)
                     self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if hub.store:
+                    self.send_response(302)
+                    self.send_header("Location", hub.store + self.path)
+                    self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                    self.send_header("X-Linked-Size", str(len(content)))
+                    self.send_header("X-Repo-Commit", "0" * 40)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -110,12 +111,18 @@ def _fetch(repository: str, filename: str, target: Path, report: Report) -> Path
         here = 0
     if shutil.disk_usage(target.parent).free < total - here:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # the user's token is for the hub, not for the store that it may point to
+    headers = build_hf_headers(token=None if urlsplit(metadata.location).netloc == urlsplit(url).netloc else False)
+
+    def grown(size: int) -> None:
+        if total and size > total:
+            raise RuntimeError(f"more than the announced {total} bytes came")
+        report(size, total)
+
     if not total or here < total:
         try:
-            with _ReportingFile(part, lambda size: report(size, total)) as file:
-                http_get(
-                    metadata.location, file, resume_size=here, headers=build_hf_headers(), expected_size=total or None
-                )
+            with _ReportingFile(part, grown) as file:
+                http_get(metadata.location, file, resume_size=here, headers=headers, expected_size=total or None)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 part.unlink(missing_ok=True)  # give the space back

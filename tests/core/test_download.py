@@ -106,6 +106,27 @@ def test_no_network(hub, tmp_path, monkeypatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_store_behind_the_hub_does_not_get_the_users_token(hub, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(REPOSITORY, "config.json", tmp_path)
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+    with Hub(hub.files) as store:
+        hub.store = store.url
+        assert fetch(REPOSITORY, "model.safetensors", tmp_path).read_bytes() == CONTENT
+        assert [method for method, _, _ in store.requests] == ["GET"]
+        assert store.tokens == [""]
+
+
+def test_more_than_was_announced_is_not_written(hub, tmp_path) -> None:
+    name = f"{REPOSITORY}/model.safetensors"
+    with Hub({name: CONTENT + os.urandom(20_000_000)}) as store:
+        hub.store = store.url
+        with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+            fetch(REPOSITORY, "model.safetensors", tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= len(CONTENT) + 10_000_000
+
+
 def test_a_name_that_leads_out_of_the_folder_is_refused(hub, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         fetch("../../etc", "passwd", tmp_path)
