@@ -83,6 +83,9 @@ def random_crops(
     return torch.stack(crops)
 
 
+LARGEST_WEIGHT = 1e6  # of a prompt; beside it one of a millionth is as good as none
+
+
 def parse_prompts(text: str) -> list[tuple[str, float]]:
     """Prompts and their weights from text such as "a red apple:2 | at night"; a weight that is not given is 1.
 
@@ -92,11 +95,13 @@ def parse_prompts(text: str) -> list[tuple[str, float]]:
     for part in text.split("|"):
         match = _WEIGHTED.fullmatch(part.strip())
         prompt, weight = (match[1].strip(), float(match[2])) if match else (part.strip(), 1.0)
+        if weight > LARGEST_WEIGHT:
+            raise ValueError(f"the weight {weight:g} is too large: expected at most {LARGEST_WEIGHT:g}")
         if not prompt:
             empty = "the prompt is empty" if "|" not in text else "a prompt between the bars is empty"
             raise ValueError(f"{empty}: say what the picture should show")
         prompts.append((prompt, weight))
-    if not any(weight for _, weight in prompts):
+    if max(weight for _, weight in prompts) < 1 / LARGEST_WEIGHT:
         raise ValueError("every prompt has weight 0: give at least one more than that")
     return prompts
 

@@ -12,12 +12,13 @@ from torch import Tensor
 Fill = Literal["grey", "blur", "noise"]
 FILLS: tuple[Fill, ...] = ("grey", "blur", "noise")
 ROUNDING = 1e-5  # of a blurred mask
+NARROWEST = 0.05  # px: a neighbour's share in a blur as narrow as this is 0 in float32
 NOISE_STD = 0.25  # of the noise fill, around grey
 
 
 def gaussian_blur(images: Tensor, std: float) -> Tensor:
     """Gaussian blur of (B, C, H, W), its standard deviation in pixels; edges are replicated. 0 changes nothing."""
-    if std <= 0:
+    if std < NARROWEST:
         return images
     reach = math.ceil(3 * std)
     x = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
