@@ -79,7 +79,7 @@ class Objective:
             losses = _evaluate(self._loss, images)
         penalties = self._penalties(z)
         objectives = torch.stack([losses["loss"], *penalties.values()]).sum(0)
-        (gradient,) = torch.autograd.grad((objectives * scale).sum(), z)
+        gradient = _gradient((objectives * scale).sum(), z)
         return Evaluated(images.detach(), _detached(losses), _detached(penalties), gradient)
 
     def _in_pieces(self, z: Tensor, scale: Tensor, pieces: int) -> Evaluated:
@@ -89,20 +89,19 @@ class Objective:
         images.requires_grad_(True)
         with self._context():
             losses = _evaluate(in_pieces(self._loss, pieces), images)
-        (upstream,) = torch.autograd.grad((losses["loss"] * scale).sum(), images)
+        upstream = _gradient((losses["loss"] * scale).sum(), images)
         parts = zip(z.detach().chunk(pieces), upstream.chunk(pieces), strict=True)
         gradient = torch.cat([self._pull(*part) for part in parts])
         penalties = self._penalties(z)
         if penalties:
             total = torch.stack(list(penalties.values())).sum(0)
-            gradient = gradient + torch.autograd.grad((total * scale).sum(), z)[0]
+            gradient = gradient + _gradient((total * scale).sum(), z)
         return Evaluated(images.detach(), _detached(losses), _detached(penalties), gradient)
 
     def _pull(self, z: Tensor, upstream: Tensor) -> Tensor:
         """The gradient at features whose pictures have the gradient `upstream`."""
         z.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(self.decode(z), z, upstream)
-        return gradient
+        return _gradient(self.decode(z), z, upstream)
 
     def _penalties(self, z: Tensor) -> dict[str, Tensor]:
         """The regularizers' values (B,) by name; two of the same name add up."""
@@ -111,6 +110,15 @@ class Objective:
             value = regularizer(z, self._seed)
             penalties[regularizer.name] = penalties.get(regularizer.name, torch.zeros_like(value)) + value
         return penalties
+
+
+def _gradient(value: Tensor, leaf: Tensor, upstream: Tensor | None = None) -> Tensor:
+    """Of `value` with respect to a leaf; not `autograd.grad`, which tools that count operations cannot follow."""
+    leaf.grad = None
+    torch.autograd.backward(value, upstream, inputs=[leaf])
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    return gradient
 
 
 def _evaluate(loss: Loss, images: Tensor) -> dict[str, Tensor]:

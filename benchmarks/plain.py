@@ -1,0 +1,74 @@
+"""The optimization as it was published: the baseline that speed is measured against, and no part of the product.
+
+Weights are left requiring a gradient, so that theirs are computed, too; attention is `nn.MultiheadAttention`; the crops
+go through CLIP one after the other; every iteration waits for the loss's value.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tokenopt_core as to
+from tokenopt_core.losses import random_crops
+from tokenopt_core.titok.vit import Attention
+
+
+class PlainAttention(nn.Module):
+    """The same attention through PyTorch's own module."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        width = attention.out_proj.in_features
+        self.attention = nn.MultiheadAttention(width, attention.heads, batch_first=True)
+        self.attention.load_state_dict(attention.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """A copy with PyTorch's own attention, its weights requiring a gradient."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Attention):
+                setattr(module, name, PlainAttention(child).to(child.out_proj.weight))
+    return model.requires_grad_(True)
+
+
+def optimize(
+    tokenizer: to.Tokenizer, features: Tensor, clip: to.Clip, prompt: str, config: to.OptimizeConfig, crops: int
+) -> tuple[Tensor, list[float]]:
+    """The published loop on plain models: averaged features (B, N, D) and the loss of each iteration."""
+    text = clip.embed_text([prompt])
+    generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(features))]
+    z = features.clone().requires_grad_(True)
+    adam, average = torch.optim.Adam([z], lr=config.learning_rate), features.clone()
+    dtype = torch.float32 if config.precision == "auto" else getattr(torch, config.precision)
+    scaler = torch.amp.GradScaler(z.device.type, enabled=dtype is torch.float16)
+    losses = []
+    for i in range(config.iterations):
+        with torch.autocast(z.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            images = tokenizer.decode(z)
+            views = random_crops(images, crops, 0.875, 0.5, generators).unflatten(0, (len(z), crops))
+            similarity = torch.stack([F.cosine_similarity(clip.embed_image(view), text) for view in views.unbind(1)])
+        loss = -similarity.mean(0).sum()
+        adam.zero_grad()
+        for model in (tokenizer, clip):
+            model.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(adam)
+        scaler.update()
+        with torch.no_grad():
+            decay = config.ema_decay if i else 0.0
+            average = decay * average + (1 - decay) * z
+        losses.append(loss.item())
+    return average.detach(), losses
