@@ -10,8 +10,10 @@ from pathlib import Path
 from ..tokenopt_core.clip import PUBLISHED
 from ..tokenopt_core.download import Source
 from ..tokenopt_core.weights import SUFFIXES
+from .inputs import shown
 
 KINDS = ("titok", "open_clip")
+LONGEST_NAME = 255  # of a file, anywhere
 SECONDS_BETWEEN_REPORTS = 0.3
 
 
@@ -53,16 +55,16 @@ def find(kind: str, name: str, published: Mapping[str, Source], allow_download: 
     import folder_paths
 
     if not isinstance(name, str):
-        raise ValueError(f"a model is chosen by its name in the list, got {name!r:.80}")
+        raise ValueError(f"a model is chosen by its name in the list, got {shown(name)}")
     target = Path(folder_paths.get_folder_paths(kind)[0]) / name
     source = published.get(name)
     path = locate(kind, name)
     if path is not None:
         return path
     if source is None:
-        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-            raise ValueError(f"there is no model {name[:80]!r}: choose one of the names in the list")
-        raise FileNotFoundError(f"the model {name[:80]!r} is no longer there: it was looked for as {target}"[:1000])
+        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise ValueError(f"there is no model of the name {name[:80]!r}: choose one of the list")
+        raise FileNotFoundError(f"the model {name!r} is no longer there: it was looked for as {target}")
     if not allow_download:
         raise FileNotFoundError(
             f"{name} is not in {target}: switch on download, or put {' and '.join(source.files)} of {source.page} there"

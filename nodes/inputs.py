@@ -112,6 +112,10 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def _is_history(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_tensor, value.values()))
+
+
 def _holds(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(getattr(value, "model", None), kind)
 
@@ -128,5 +132,5 @@ SOCKETS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "TOKEN_NOISE": ("what Noise Schedule gives", lambda value: isinstance(value, NoiseSchedule)),
     "TOKEN_RESET": ("what Token Reset gives", lambda value: callable(getattr(value, "due", None))),
     "TITOK_PLACEMENT": ("the PLACEMENT of Fit to Tokenizer", lambda value: isinstance(value, Placement)),
-    "TOKEN_HISTORY": ("the HISTORY of Optimize Tokens", lambda value: isinstance(value, dict)),
+    "TOKEN_HISTORY": ("the HISTORY of Optimize Tokens", _is_history),
 }
