@@ -3,7 +3,10 @@
 import gc
 import os
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,19 @@ def big_titok(pack, folder, write_tokenizer):
     if not (folder / "random256").exists():
         write_tokenizer(folder / "random256")
     return pack.run("TokenOptTiTokLoad", name="random256")[0]
+
+
+@pytest.fixture
+def widgets(pack) -> Callable[[str], dict[str, Any]]:
+    """The values that the frontend fills in for a new node of ours."""
+
+    def defaults(node_id: str) -> dict[str, Any]:
+        if node_id not in pack.classes:
+            return {}
+        inputs = pack.classes[node_id].GET_SCHEMA().inputs
+        return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
+
+    return defaults
 
 
 def options(pack, node_id: str) -> list[str]:
@@ -134,13 +150,87 @@ def test_models_count_in_comfyuis_memory(pack, titok, openclip, picture) -> None
     assert titok in loaded and openclip in loaded
 
 
-def test_models_are_freed_with_their_outputs(pack) -> None:
+class Executor:
+    """ComfyUI's own executor, with its caches, in this process; `graph` optimises with a tokenizer."""
+
+    def __init__(self, name: str) -> None:
+        import execution
+
+        server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *_: None)
+        self.run = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+        self.graph: dict[str, Any] = {
+            "sample": {"class_type": "TokenOptSample", "inputs": {"name": "fox on grass by day"}},
+            "titok": {"class_type": "TokenOptTiTokLoad", "inputs": {"name": name}},
+            "encode": {"class_type": "TokenOptEncode", "inputs": {"titok": ["titok", 0], "image": ["sample", 0]}},
+            "loss": {"class_type": "TokenOptMaskedL1Loss", "inputs": {"image": ["encode", 1], "mask": ["sample", 1]}},
+            "optimize": {
+                "class_type": "TokenOptOptimize",
+                "inputs": {"titok": ["titok", 0], "features": ["encode", 0], "loss": ["loss", 0], "iterations": 1},
+            },
+            "save": {"class_type": "PreviewImage", "inputs": {"images": ["optimize", 1]}},
+        }
+
+    def __call__(self, defaults: Callable[[str], dict[str, Any]]) -> None:
+        graph = {
+            key: {**node, "inputs": {**defaults(node["class_type"]), **node["inputs"]}}
+            for key, node in self.graph.items()
+        }
+        self.run.execute(graph, "prompt", {}, ["save"])
+        assert self.run.success, self.run.status_messages[-1]
+
+
+@pytest.fixture
+def without_the_collector() -> Iterator[None]:
+    """What is freed in here is freed at once, because nothing refers to it, not even itself in a circle."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_models_are_freed_with_their_outputs(pack, without_the_collector) -> None:
     """A module that something else keeps alive would stay on the GPU for good."""
     titok, openclip = pack.run("TokenOptTiTokLoad")[0], pack.run("TokenOptCLIPLoad")[0]
     loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt="a fox on grass")[0]
     features = torch.zeros(1, titok.model.num_tokens, titok.model.token_dim)
     pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, iterations=1)
-    alive = [weakref.ref(titok.model), weakref.ref(openclip.model)]
+    alive = [weakref.ref(x) for x in (titok, openclip, titok.model, openclip.model, loss.terms[0][2])]
     del titok, openclip, loss
-    gc.collect()
-    assert [ref() for ref in alive] == [None, None]
+    assert [ref() for ref in alive] == [None] * 5
+
+
+def test_freeing_models_and_cache_frees_everything(pack, big_titok, widgets) -> None:
+    """ComfyUI's button of that name unloads all models and forgets all outputs."""
+    import comfy.model_management as mm
+
+    execute = Executor("random256")
+    execute(widgets)
+    (patcher,) = [e.model for e in mm.current_loaded_models if str(e.model.model) == "tokenizer 'random256'"]
+    alive = [weakref.ref(patcher), weakref.ref(patcher.model), weakref.ref(next(patcher.model.parameters()))]
+    del patcher, big_titok
+    mm.unload_all_models()
+    execute.run.reset()
+    gc.collect()  # as ComfyUI does then: its caches refer to themselves
+    assert [ref() for ref in alive] == [None] * 3
+    execute(widgets)
+
+
+def test_a_replaced_file_does_not_double_the_memory(pack, folder, widgets, monkeypatch, without_the_collector) -> None:
+    """The model of the old file is gone before that of the new one is read."""
+    models, execute = pack.part("nodes.models"), Executor("random256")
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load = models.load_tokenizer
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in loaded))
+        tokenizer = load(*arguments, **settings)
+        loaded.append(weakref.ref(tokenizer))
+        return tokenizer
+
+    monkeypatch.setattr(models, "load_tokenizer", watched)
+    for seconds in (1e9, 2e9, 2.1e9):
+        os.utime(folder / "random256" / "model.safetensors", (0, seconds))
+        execute(widgets)
+        execute(widgets)  # the same file: the model in the cache serves
+    assert alive == [0, 0, 0]
