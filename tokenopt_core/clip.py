@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import clip_config
+from .attention import fuse
 from .download import Source
 from .titok.quantizer import at_least_float32
 from .weights import load_strictly, read_shapes
@@ -74,6 +75,7 @@ class Clip(nn.Module):
         words: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        fuse(getattr(model, "visual", model))
         self.model = model.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
