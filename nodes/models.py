@@ -182,7 +182,8 @@ class OpenClipLoad(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, precision: str, download: bool) -> io.NodeOutput:
-        with gradients():
+        # open_clip fills a new model with random numbers before the weights replace them: not from the global generator
+        with gradients(), torch.random.fork_rng(devices=[]):
             source = "mini" if name == "mini" else folders.find("open_clip", name, CLIPS, download)
             if isinstance(source, Path) and source.is_file():
                 model = load_clip(clip.PUBLISHED[source.stem].architecture or "", source, weight_dtype(precision))
