@@ -17,6 +17,10 @@ Mode = Literal["crop", "pad", "mask"]
 MODES: tuple[Mode, ...] = ("crop", "pad", "mask")
 
 
+MOST_PADDING = 16  # times the picture itself; of squares of this many px and more, smaller ones are no trouble
+PADDED = 2048
+
+
 class Square(NamedTuple):
     """A square in pixels of the original; where it was padded, it reaches beyond the picture."""
 
@@ -46,7 +50,8 @@ def fit(
 
     Raises:
         ValueError: an unknown mode, a size below 1, a negative context, as many masks as fit neither one nor each
-            picture, a mask of another size than the pictures, or, in mode "mask", one that marks nothing.
+            picture, a mask of another size than the pictures, in mode "mask" one that marks nothing, or a picture so
+            long that its square would be nearly all padding.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
@@ -61,6 +66,12 @@ def fit(
     else:
         side = min(height, width) if mode == "crop" else max(height, width)
         squares = (Square((height - side) // 2, (width - side) // 2, side),) * len(images)
+    longest = max(square.side for square in squares)
+    if longest >= PADDED and longest**2 > MOST_PADDING * height * width:
+        raise ValueError(
+            f"the square around a picture of {width} x {height} px would be {longest} px wide and nearly all of it "
+            "padding: choose the mode crop, or cut the picture first"
+        )
     pictures = torch.cat([resize(_cut(image, square), size) for image, square in zip(images, squares, strict=True)])
     if masks is None:
         marks = torch.ones_like(pictures[:, :1])

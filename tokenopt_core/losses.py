@@ -83,6 +83,7 @@ def random_crops(
     return torch.stack(crops)
 
 
+MOST_PROMPTS, LONGEST_PROMPT = 100, 5000
 LARGEST_WEIGHT = 1e6  # of a prompt; beside it one of a millionth is as good as none
 
 
@@ -92,7 +93,11 @@ def parse_prompts(text: str) -> list[tuple[str, float]]:
     A colon that follows a digit ("at 10:30") belongs to the text. Raises ValueError for an empty prompt.
     """
     prompts = []
+    if text.count("|") >= MOST_PROMPTS:
+        raise ValueError(f"these are {text.count('|') + 1} prompts: expected at most {MOST_PROMPTS}")
     for part in text.split("|"):
+        if len(part) > LONGEST_PROMPT:
+            raise ValueError(f"a prompt has {len(part)} characters, a CLIP reads a sentence: at most {LONGEST_PROMPT}")
         match = _WEIGHTED.fullmatch(part.strip())
         prompt, weight = (match[1].strip(), float(match[2])) if match else (part.strip(), 1.0)
         if weight > LARGEST_WEIGHT:

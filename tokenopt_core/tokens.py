@@ -23,17 +23,24 @@ def parse_positions(positions: str | Sequence[int], num_tokens: int) -> list[int
 
     Raises ValueError for no position at all, a range that runs backwards and one beyond `num_tokens` - 1.
     """
-    found = _parse(positions) if isinstance(positions, str) else [int(p) for p in positions]
-    if not found:
+    if isinstance(positions, str):
+        ranges = _parse(positions)
+    else:
+        ranges = [(int(position), int(position)) for position in positions]
+    if not ranges:
         raise ValueError(f"no token positions given: expected numbers of 0 to {num_tokens - 1}, such as 3, 7, 12-15")
-    beyond = [p for p in found if not 0 <= p < num_tokens]
-    if beyond:
-        raise ValueError(f"there is no token position {beyond[0]}: this tokenizer has 0 to {num_tokens - 1}")
-    return sorted(set(found))
+    found: set[int] = set()
+    for first, last in ranges:
+        beyond = next((position for position in (first, last) if not 0 <= position < num_tokens), None)
+        if beyond is not None:  # before the numbers between them are written down
+            raise ValueError(f"there is no token position {beyond}: this tokenizer has 0 to {num_tokens - 1}")
+        found.update(range(first, last + 1))
+    return sorted(found)
 
 
-def _parse(text: str) -> list[int]:
-    found: list[int] = []
+def _parse(text: str) -> list[tuple[int, int]]:
+    """The first and the last position of each range."""
+    found: list[tuple[int, int]] = []
     for part in filter(None, (p.strip() for p in re.split(r"[,;\n]", text))):
         match = _RANGE.fullmatch(part)
         if not match or len(part) > 20:
@@ -43,7 +50,7 @@ def _parse(text: str) -> list[int]:
             raise ValueError(f"the range {part} runs backwards: write {last}-{first}")
         if last - first > 100_000:
             raise ValueError(f"the range {part} is longer than any tokenizer's tokens")
-        found += range(first, last + 1)
+        found.append((first, last))
     return found
 
 
