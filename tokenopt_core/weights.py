@@ -119,6 +119,8 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
         ) from error
     except Exception as error:  # whatever a damaged or forged file leads to
         raise _damaged(path, error) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # a training run's checkpoint
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds no state dict: expected tensors by name")
     _check_tensors(path, state)

@@ -104,6 +104,18 @@ def test_messages(pack: Pack, node: str, key: str, value: Any, message: str) -> 
     assert message in str(error.value)
 
 
+def test_an_error_that_speaks_of_a_file_whose_name_is_no_text(pack: Pack) -> None:
+    checked = pack.part("nodes.inputs").checked
+    cls = pack.classes["TokenOptSample"]
+
+    def execute(cls: Any, name: str) -> None:
+        raise OSError(f"{name}: cannot read models/\udcff.bin")
+
+    with pytest.raises(ValueError, match=r"fox: cannot read models/\\udcff\.bin") as error:
+        checked(execute)(cls, "fox")
+    assert error.value.__suppress_context__  # what it replaces would be printed, too
+
+
 names = st.one_of(
     st.text(),
     st.text(alphabet="./\\~:abc\0"),

@@ -96,6 +96,11 @@ def test_plain_state_dicts_of_every_kind_are_read(tmp_path) -> None:
         assert read_shapes(tmp_path / "model.bin") == {key: tuple(value.shape) for key, value in state.items()}
 
 
+def test_a_training_runs_checkpoint_is_read(tmp_path) -> None:
+    torch.save({"epoch": 3, "name": "run", "state_dict": {"a": torch.ones(2)}}, tmp_path / "epoch_3.pt")
+    assert torch.equal(read_state_dict(tmp_path / "epoch_3.pt")["a"], torch.ones(2))
+
+
 # sizes that are only claimed
 
 
