@@ -10,7 +10,7 @@ from pathlib import Path
 from ..tokenopt_core.clip import PUBLISHED
 from ..tokenopt_core.download import Source
 from ..tokenopt_core.weights import SUFFIXES
-from .inputs import shown
+from .inputs import is_text, shown
 
 KINDS = ("titok", "open_clip")
 LONGEST_NAME = 255  # of a file, anywhere
@@ -32,7 +32,7 @@ def installed(kind: str) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(kind)):
-        for path in sorted(root.glob("*")):
+        for path in sorted(path for path in root.glob("*") if is_text(path.name)):
             folder = path.is_dir() and any(file.suffix in SUFFIXES for file in path.glob("*"))
             if folder or (path.is_file() and path.suffix in SUFFIXES and _complete_alone(kind, path.stem)):
                 found.setdefault(path.name, path)

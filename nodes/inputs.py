@@ -43,9 +43,9 @@ def checked(execute: Execute) -> Execute:
         try:
             return execute(**given)
         except Exception as error:
-            if _is_text(str(error)):
+            if is_text(str(error)):
                 raise
-            # such as the path of a file whose name is no text: see `_is_text`
+            # such as the path of a file whose name is no text: see `is_text`
             raise ValueError(str(error).encode("ascii", "backslashreplace").decode()) from None
 
     return check_and_execute  # type: ignore[return-value]
@@ -81,7 +81,7 @@ def _check(wanted: Any, value: Any) -> None:
         if not isinstance(value, str) or (choice and len(value) > LONGEST_CHOICE):
             what = "one of the choices in its list" if choice else "a text"
             raise ValueError(f"{_name(wanted)} must be {what}, got {shown(value)}")
-        if not _is_text(value):
+        if not is_text(value):
             raise ValueError(f"{_name(wanted)} holds half of a character, which is no text: {shown(value)}")
     else:
         what, fits = SOCKETS[wanted.get_io_type()]
@@ -106,7 +106,7 @@ def _name(wanted: Any) -> str:
     return str(wanted.display_name or wanted.id).replace("_", " ")
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether it can be printed: what cannot ends, in ComfyUI's log, the thread that runs prompts."""
     try:
         value.encode()
