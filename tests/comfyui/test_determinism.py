@@ -89,3 +89,17 @@ def test_the_picture_is_the_same_after_other_runs_and_freed_models(pack: Pack, p
     assert torch.equal(optimised(pack, picture, 0, titok, openclip), first)
     assert torch.equal(optimised(pack, picture, 0), first), "models loaded anew give another picture"
     assert not torch.equal(first, other), "the seed does nothing"
+
+
+def test_pytorchs_strict_mode_refuses_nothing_and_changes_nothing(pack: Pack, picture) -> None:
+    """On a CPU; what it refuses on a GPU is in docs/determinism.md."""
+    import comfy.model_management as mm
+
+    if mm.get_torch_device().type != "cpu":
+        pytest.skip("on a GPU resized crops are refused")
+    first = optimised(pack, picture)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(optimised(pack, picture), first)
+    finally:
+        torch.use_deterministic_algorithms(False)
