@@ -178,14 +178,17 @@ def pictures(schemas: Schemas, draw: random.Random) -> Made:
     """Pictures and masks of sizes and numbers that do not fit."""
     sizes = ((1, 1), (4096, 1), (1, 4096), (3, 5), (64, 64), (128, 128), (257, 255))
     for class_type, name, places in spots(schemas, lambda *of: kind(*of) in ("IMAGE", "MASK"), optional=True):
-        for width, height in draw.sample(sizes, 4):
+        for width, height in draw.sample(sizes, 5):
             graph, key = draw.choice(places)
             graph, batch = copy.deepcopy(graph), draw.choice((1, 2, 3))
             value = draw.choice((0.0, 0.5, 1.0))
             mask = {"class_type": "SolidMask", "inputs": {"value": value, "width": width, "height": height}}
             color = {"width": width, "height": height, "batch_size": batch, "color": int(value * 255)}
-            if kind(schemas, class_type, name) == "MASK":
+            if kind(schemas, class_type, name) == "MASK" and draw.random() < 0.5:
                 graph["new"] = mask
+            elif kind(schemas, class_type, name) == "MASK":  # as many as the batch
+                graph["plain"] = {"class_type": "EmptyImage", "inputs": color}
+                graph["new"] = {"class_type": "ImageToMask", "inputs": {"image": ["plain", 0], "channel": "blue"}}
             elif draw.random() < 0.3:  # with alpha
                 graph["plain"], graph["alpha"] = {"class_type": "EmptyImage", "inputs": color}, mask
                 graph["new"] = {

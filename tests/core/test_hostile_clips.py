@@ -198,6 +198,19 @@ def test_configs_that_open_clip_refuses(folder, place, value) -> None:
         to.load_clip(folder(**{place: value}))
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("ViT-B-32", 151_277_313), ("RN50", 102_007_137), ("coca_ViT-B-32", 253_560_065)]
+)
+def test_the_size_of_a_published_model_is_known_without_building_it(name, parameters, little_memory) -> None:
+    import open_clip
+
+    config = {"model_cfg": open_clip.get_model_config(name)}
+    assert clip_config._parameters(config["model_cfg"]) == parameters
+    clip_config.check_size(config, {"all": (parameters,)}, name)
+    with pytest.raises(ValueError, match=f"describes {parameters:,} numbers, the weight file holds 1,000"):
+        clip_config.check_size(config, {"all": (10, 100)}, name)
+
+
 def test_the_published_configs_are_possible() -> None:
     import open_clip
 

@@ -110,7 +110,9 @@ def wait(client: ComfyClient, mutant: Mutant, prompt_id: str) -> Exception | Non
 def judge(mutant: Mutant, outcome: Exception | None) -> str:
     """What is wrong with an answer; nothing if it is as it should be."""
     if isinstance(outcome, PromptRefused):  # ComfyUI's own words
-        wrong = outcome.node_errors.keys() - mutant.blamed
+        # ComfyUI follows a circle until Python stops it, wherever that happens to be
+        wrong = {key for key, of in outcome.node_errors.items() if "recursion depth" not in of["errors"][0]["details"]}
+        wrong -= mutant.blamed
         return f"the error is on the nodes {sorted(wrong)}: {outcome}" if wrong else ""
     if isinstance(outcome, ExecutionFailed):
         data = outcome.data
