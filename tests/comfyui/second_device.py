@@ -6,12 +6,12 @@ from the CPU's queue and nothing here uses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy", 0)
 _ACROSS = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
@@ -54,29 +54,45 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return func.decompose(*args, **kwargs)
     if func is torch.ops.aten._has_compatible_shallow_copy_type.default:
         return isinstance(args[0], _There) == isinstance(args[1], _There)
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if func is torch.ops.aten._fused_sdp_choice.default:
+        return 0  # the plain formula: the fused kernels belong to the devices they were made for
+    tensors = [*_tensors((*args, *kwargs.values()))]
     there = [isinstance(x, _There) for x in tensors]
     if func not in _ACROSS and any(there) and not all(t or not x.ndim for x, t in zip(tensors, there, strict=True)):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got some on the CPU")
-    target = kwargs.get("device")
-    goes_there = any(there) if target is None else torch.device(target).type == DEVICE.type
+    goes_there = any(there)
     if func is torch.ops.aten.copy_.default:
         goes_there = there[0]
-    plain = {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
-    if func is torch.ops.aten._fused_sdp_choice.default:
-        return 0  # the plain formula: the fused kernels belong to the devices they were made for
-    out = func(*tree_map(_inner, args), **tree_map(_inner, plain))
-    out = tree_map(lambda x: _there(x) if goes_there and isinstance(x, Tensor) else x, out)
-    return return_and_correct_aliasing(func, args, kwargs, out) if goes_there and any(there) else out
+    elif kwargs.get("device") is not None:
+        goes_there = torch.device(kwargs["device"]).type == DEVICE.type
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    out = func(*_inner(args), **{name: _inner(value) for name, value in kwargs.items()})
+    if args and isinstance(args[0], _There) and out is args[0].inner:
+        return args[0]  # changed in place
+    return _there(out) if goes_there else out
 
 
-def _there(inner: Tensor) -> _There:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for x in values:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from _tensors(x)
+
+
+def _there(inner: Any) -> Any:
+    if isinstance(inner, (list, tuple)):
+        return type(inner)(map(_there, inner))
+    if not isinstance(inner, Tensor):
+        return inner
     # what inference mode makes is an inference tensor; a view of something older is not
     with torch.inference_mode(inner.is_inference()):
         return _There(inner)
 
 
 def _inner(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_inner, x))
     return x.inner if isinstance(x, _There) else x
 
 

@@ -146,7 +146,6 @@ def real_random_numbers(monkeypatch) -> None:
         ("mini", None, 3, 0, torch.float32),
         ("titok_l32", None, 1, 0, torch.float32),
         ("mini", "ViT-B-16", 2, 8, torch.float32),
-        ("titok_bl64_vq8k", None, 2, 0, torch.float32),
         ("maskgit_vqgan", None, 2, 0, BF16),
         ("mini", "ViT-B-32", 2, 1, torch.float32),
         ("mini", "ViT-B-32-quickgelu", 1, 8, torch.float32),
@@ -163,13 +162,12 @@ def test_an_iteration_takes_what_was_estimated_or_a_third_less(tokenizer, clip, 
     assert measured <= optimize_bytes(model, [(c, max(1, crops)) for c in clips], batch) <= 1.5 * measured
 
 
-@pytest.mark.parametrize("clip", ["RN50", "convnext_base"])
-def test_another_kind_of_tower_is_not_underestimated(clip) -> None:
+def test_another_kind_of_tower_is_not_underestimated() -> None:
     shapes = Shapes()
-    model, judge = shapes.tokenizer("mini"), shapes.clip(clip)
+    model, judge = shapes.tokenizer("mini"), shapes.clip("RN50")
     with shapes.mode:
         measured = peak(model, [judge], 1, 4)
-    assert measured <= optimize_bytes(model, [(judge, 4)], 1) <= 4 * measured
+    assert measured <= optimize_bytes(model, [(judge, 4)], 1) <= 3 * measured
 
 
 @pytest.fixture
@@ -231,7 +229,7 @@ def test_a_whole_run_takes_what_was_estimated() -> None:
     assert memory.peak <= estimated <= 1.5 * memory.peak
 
 
-@pytest.mark.parametrize("name", ["mini", "titok_l32", "maskgit_vqgan", "ViT-B-32", "RN50"])
+@pytest.mark.parametrize("name", ["mini", "titok_l32", "maskgit_vqgan", "ViT-B-32"])
 def test_without_gradients_only_a_layer_counts(name) -> None:
     shapes = Shapes()
     if name in VARIANTS or name == "mini":
