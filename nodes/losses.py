@@ -13,6 +13,7 @@ from ..tokenopt_core import ClipLoss, ImagePromptLoss, MaskedL1Loss
 from ..tokenopt_core.losses import Loss, parse_prompts
 from ..tokenopt_core.masks import soften
 from ..tokenopt_core.memory import forward_bytes
+from . import widgets
 from .convert import gradients, to_bchw, to_mask
 from .inputs import checked
 from .models import load
@@ -175,15 +176,8 @@ class MaskedL1LossNode(io.ComfyNode):
                     tooltip="The original, of the tokenizer's size: from Fit to Tokenizer, or the "
                     "IMAGE of Encode to Features.",
                 ),
-                io.Mask.Input("mask", tooltip="White: to be invented. Black: known."),
-                io.Float.Input(
-                    "feather",
-                    default=2.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    tooltip="Softness of the mask's edge in pixels. 0: as the mask is.",
-                ),
+                widgets.hole(),
+                widgets.feather(),
                 _weight(),
             ],
             outputs=[TokenLoss.Output("loss", display_name="LOSS")],

@@ -13,6 +13,7 @@ from ..tokenopt_core.clip import Clip
 from ..tokenopt_core.optimize import PRECISIONS, Precision, Result
 from ..tokenopt_core.optimize import Reset as ResetRule
 from ..tokenopt_core.schedules import DECAYS, Decay
+from . import widgets
 from .convert import gradients, to_bhwc
 from .finish import finishable
 from .inputs import checked
@@ -71,14 +72,7 @@ class Optimize(io.ComfyNode):
                     tooltip="The result is an average over the last tokens; nearer to 1 averages longer. 0: the last "
                     "tokens alone.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=default.seed,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Of crops and noise. The same seed gives the same picture.",
-                ),
+                widgets.seed("Of crops and noise. The same seed gives the same picture.", default.seed),
                 io.Boolean.Input(
                     "quantize",
                     default=default.quantize,

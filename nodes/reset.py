@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..tokenopt_core import TokenReset
 from ..tokenopt_core.masks import soften
+from . import widgets
 from .convert import to_bchw, to_mask
 from .inputs import checked
 from .sockets import CATEGORY, Reset
@@ -24,16 +25,9 @@ class ResetNode(io.ComfyNode):
             description="For inpainting: now and then the known pixels are put back and the picture is encoded anew.",
             inputs=[
                 io.Image.Input("image", tooltip="The original, of the tokenizer's size."),
-                io.Mask.Input("mask", tooltip="White: to be invented. Black: known."),
+                widgets.hole(),
                 io.Int.Input("every", default=10, min=1, max=100_000, tooltip="Iterations from one reset to the next."),
-                io.Float.Input(
-                    "feather",
-                    default=2.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    tooltip="Softness of the mask's edge in pixels. 0: as the mask is.",
-                ),
+                widgets.feather(),
             ],
             outputs=[Reset.Output("reset", display_name="RESET", tooltip="For Optimize Tokens.")],
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
+from . import widgets
 from .batches import in_batches
 from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .inputs import checked
@@ -43,16 +44,11 @@ class Encode(io.ComfyNode):
                     default="grey",
                     tooltip="With a mask: what stands in the hole. blur: the colours around it. noise: grey noise.",
                 ),
-                io.Float.Input(
-                    "feather",
-                    default=2.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    tooltip="With a mask: softness of its edge in pixels of the tokenizer's picture. 0: as the mask "
-                    "is; a hard edge makes a bad start.",
+                widgets.feather(
+                    "With a mask: softness of its edge in pixels of the tokenizer's picture. 0: as the mask is; a hard "
+                    "edge makes a bad start."
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="For inpainting. White: to be invented. Black: known."),
+                widgets.hole("For inpainting. White: to be invented. Black: known.", optional=True),
             ],
             outputs=[
                 Features.Output("features", display_name="FEATURES", tooltip="Before vector quantization."),

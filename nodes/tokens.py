@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..tokenopt_core import copy_paste, random_features
 from ..tokenopt_core.tokens import STARTS, Start
+from . import widgets
 from .convert import gradients
 from .inputs import checked
 from .models import load
@@ -84,14 +85,7 @@ class Random(io.ComfyNode):
                     tooltip="Standard deviation of the noise; with statistics in units of the usual spread. 0: none, "
                     "every picture starts the same.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Of the noise. Picture i of the batch uses seed + i.",
-                ),
+                widgets.seed("Of the noise. Picture i of the batch uses seed + i."),
             ],
             outputs=[Features.Output("features", display_name="FEATURES", tooltip="For Optimize Tokens.")],
         )
