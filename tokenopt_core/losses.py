@@ -83,7 +83,7 @@ def random_crops(
     return torch.stack(crops)
 
 
-MOST_PROMPTS, LONGEST_PROMPT = 100, 5000
+MOST_PROMPTS, LONGEST_PROMPT = 100, 20_000
 LARGEST_WEIGHT = 1e6  # of a prompt; beside it one of a millionth is as good as none
 
 

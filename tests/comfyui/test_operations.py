@@ -169,5 +169,5 @@ def test_early_stopping_on_the_node(pack, titok, openclip, picture, optimize) ->
     loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt="a fox at night", crops=0)[0]
     history = optimize(features, loss, iterations=50, patience=3, tolerance=10.0, keep_best=True)[2]
     assert len(history["loss"]) == 3 + 1
-    with pytest.raises(ValueError, match="early stopping takes"):
+    with pytest.raises(ValueError, match="patience must be at least 0, got -1"):
         optimize(features, loss, patience=-1)
