@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,10 +44,10 @@ def checked(execute: Execute) -> Execute:
         try:
             return execute(**given)
         except Exception as error:
-            if is_text(str(error)):
+            if is_text(traceback.format_exc()):
                 raise
-            # such as the path of a file whose name is no text: see `is_text`
-            raise ValueError(str(error).encode("ascii", "backslashreplace").decode()) from None
+            # a file's name, or what stands in it: without what led here, which ComfyUI would print, too
+            raise ValueError(str(error).encode("utf-8", "backslashreplace").decode()) from None
 
     return check_and_execute  # type: ignore[return-value]
 

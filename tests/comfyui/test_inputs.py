@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import traceback
 from typing import Any
 
 import pytest
@@ -105,16 +106,32 @@ def test_messages(pack: Pack, node: str, key: str, value: Any, message: str) -> 
     assert message in str(error.value)
 
 
-def test_an_error_that_speaks_of_a_file_whose_name_is_no_text(pack: Pack) -> None:
-    checked = pack.part("nodes.inputs").checked
-    cls = pack.classes["TokenOptSample"]
+@pytest.mark.parametrize("chained", [False, True])
+def test_an_error_that_cannot_be_printed_is_replaced(pack: Pack, chained: bool) -> None:
+    """What stands in a file, or its name, can be no text; ComfyUI prints an error with all that led to it."""
 
     def execute(cls: Any, name: str) -> None:
-        raise OSError(f"{name}: cannot read models/\udcff.bin")
+        try:
+            raise OSError(f"{name}: cannot read models/\udcff.bin")
+        except OSError as error:
+            if chained:
+                raise ValueError("the model could not be loaded") from error
+            raise
 
-    with pytest.raises(ValueError, match=r"fox: cannot read models/\\udcff\.bin") as error:
-        checked(execute)(cls, "fox")
-    assert error.value.__suppress_context__  # what it replaces would be printed, too
+    with pytest.raises(ValueError, match=r"could not be loaded|fox: cannot read models/\\udcff\.bin") as error:
+        pack.part("nodes.inputs").checked(execute)(pack.classes["TokenOptSample"], "fox")
+    "".join(traceback.format_exception(error.value)).encode()
+
+
+def test_an_error_that_can_be_printed_stays(pack: Pack) -> None:
+    mine = KeyError("mine")
+
+    def execute(cls: Any, name: str) -> None:
+        raise mine
+
+    with pytest.raises(KeyError) as error:
+        pack.part("nodes.inputs").checked(execute)(pack.classes["TokenOptSample"], "fox")
+    assert error.value is mine
 
 
 names = st.one_of(
