@@ -156,7 +156,8 @@ def test_no_name_leads_out_of_the_model_folders(pack: Pack, name: Any) -> None:
     os.makedirs(secret, exist_ok=True)
     open(os.path.join(secret, "model.safetensors"), "wb").close()
     if not os.path.lexists(os.path.join(inside, "dead")):
-        os.symlink(os.path.join(secret, "gone"), os.path.join(inside, "dead"))
+        with contextlib.suppress(OSError):  # links need rights on Windows
+            os.symlink(os.path.join(secret, "gone"), os.path.join(inside, "dead"))
         with contextlib.suppress(OSError):  # where names are bytes: one that is no text, and is not offered
             open(os.path.join(os.fsencode(inside), b"\xff.safetensors"), "wb").close()
     assert "\udcff.safetensors" not in folders.installed("titok")
