@@ -11,10 +11,11 @@ import math
 import pickle
 import pickletools
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -134,6 +135,8 @@ def _check_pickle(path: Path) -> bool:
         archived = file.read(4) == b"PK\x03\x04"  # as PyTorch decides it
         file.seek(0)
         if not archived:
+            if _is_tar(file):  # the oldest format: PyTorch before 2.6 unpacks it to wherever it says
+                raise pickle.UnpicklingError("it is a tar archive")
             for _ in range(_LEGACY_PICKLES):
                 _check_names(file)
             return False
@@ -146,6 +149,16 @@ def _check_pickle(path: Path) -> bool:
                 if entry.filename.lower().endswith(".pkl"):
                     with archive.open(entry) as stream:
                         _check_names(stream)
+    return True
+
+
+def _is_tar(file: BinaryIO) -> bool:
+    try:
+        tarfile.open(fileobj=file, mode="r:").close()
+    except tarfile.TarError:
+        return False
+    finally:
+        file.seek(0)
     return True
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -78,6 +79,20 @@ def test_harm_in_a_second_pickle_of_the_archive(tmp_path, name) -> None:
         file.writestr(name, pickle.dumps(Harm(), protocol=2))
     with pytest.raises(ValueError, match="could run code: refused"):
         read_state_dict(tmp_path / "model.bin")
+
+
+def test_an_archive_of_the_oldest_format(tmp_path, marker) -> None:
+    """A tar that begins like a pickled state dict; PyTorch before 2.6 unpacked what it names, wherever that leads."""
+    legacy = tmp_path / "legacy.pt"
+    torch.save({}, legacy, _use_new_zipfile_serialization=False)
+    magic = legacy.read_bytes()[:15]
+    with tarfile.open(tmp_path / "old.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo(magic.decode("latin-1") + "N." * 4))  # five pickles
+        tar.addfile(tarfile.TarInfo(f"../../../../../..{marker}"))
+    assert (tmp_path / "old.pt").read_bytes().startswith(magic)
+    with pytest.raises(ValueError, match=r"could run code: refused.*it is a tar archive"):
+        read_state_dict(tmp_path / "old.pt")
+    assert read_state_dict(legacy) == {}
 
 
 def test_plain_state_dicts_of_every_kind_are_read(tmp_path) -> None:
