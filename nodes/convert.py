@@ -23,13 +23,13 @@ def gradients() -> Iterator[None]:
 
 
 def as_bchw(image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, C) -> (B, 3, H, W), a view with the values as they are; alpha is dropped."""
+    """IMAGE (B, H, W, C) -> (B, 3, H, W) on the CPU, the values as they are; alpha is dropped."""
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or not image.numel():
         raise ValueError(f"expected pictures of shape (batch, height, width, 3), got {tuple(image.shape)}")
     if not torch.isfinite(image).all():
         raise ValueError("the picture holds values that are not numbers (NaN or infinity): the file or the node it "
                          "comes from is broken")  # fmt: skip
-    return image[..., :3].permute(0, 3, 1, 2)
+    return image[..., :3].permute(0, 3, 1, 2).cpu()  # started with --gpu-only, ComfyUI hands some over on the GPU
 
 
 def to_bchw(image: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def to_mask(mask: Tensor, images: Tensor) -> Tensor:
         raise ValueError("the mask holds values that are not numbers (NaN or infinity)")
     if len(mask) not in (1, len(images)) and len(images) != 1:
         raise ValueError(f"{len(mask)} masks do not pair up with {len(images)} pictures: give one, or one a picture")
-    mask = mask[:, None].float().clone()
+    mask = mask[:, None].float().cpu().clone()
     if mask.shape[2:] != images.shape[2:]:
         mask = F.interpolate(mask, images.shape[2:], mode="bilinear")
     return mask.clamp_(0, 1)

@@ -62,6 +62,6 @@ async def _answer(request: web.Request) -> web.Response:
     try:
         wanted = json.loads(await request.text() or "{}")
         node_id = wanted.get("node")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, LookupError, RecursionError):
         return web.json_response({"error": 'expected nothing, or JSON such as {"node": "5"}'}, status=400)
     return web.json_response({"finishing": finish(None if node_id is None else str(node_id))})

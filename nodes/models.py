@@ -15,6 +15,7 @@ from ..tokenopt_core.optimize import PRECISIONS
 from ..tokenopt_core.titok import VARIANTS
 from . import folders
 from .convert import gradients
+from .inputs import checked
 from .sockets import CATEGORY, OpenClip, TiTok
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class TiTokLoad(io.ComfyNode):
         return f"{folders.fingerprint('titok', name)} {precision}"
 
     @classmethod
+    @checked
     def execute(cls, name: str, precision: str, download: bool) -> io.NodeOutput:
         with gradients():
             source = "mini" if name == "mini" else folders.find("titok", name, TOKENIZERS, download)
@@ -181,9 +183,9 @@ class OpenClipLoad(io.ComfyNode):
         return f"{folders.fingerprint('open_clip', name)} {precision}"
 
     @classmethod
+    @checked
     def execute(cls, name: str, precision: str, download: bool) -> io.NodeOutput:
-        # open_clip fills a new model with random numbers before the weights replace them: not from the global generator
-        with gradients(), torch.random.fork_rng(devices=[]):
+        with gradients():
             source = "mini" if name == "mini" else folders.find("open_clip", name, CLIPS, download)
             if isinstance(source, Path) and source.is_file():
                 model = load_clip(clip.PUBLISHED[source.stem].architecture or "", source, weight_dtype(precision))

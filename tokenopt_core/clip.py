@@ -140,11 +140,13 @@ def load_clip(
     Raises FileNotFoundError for what is not there, ValueError for what cannot be used.
     """
     name = os.fspath(name)
-    if name == "mini":
-        return _load_mini(Path(pretrained) if pretrained else MINI / "model.safetensors", dtype)
-    if Path(name).is_dir():
-        return _load_folder(Path(name), dtype)
-    return _load_named(name, os.fspath(pretrained or ""), dtype)
+    # open_clip fills a new model with random numbers, which the weights replace: not the caller's
+    with torch.random.fork_rng(devices=[]):
+        if name == "mini":
+            return _load_mini(Path(pretrained) if pretrained else MINI / "model.safetensors", dtype)
+        if Path(name).is_dir():
+            return _load_folder(Path(name), dtype)
+        return _load_named(name, os.fspath(pretrained or ""), dtype)
 
 
 def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:

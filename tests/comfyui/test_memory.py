@@ -198,6 +198,18 @@ def test_result_stays_right_with_novram_after(device, vram_state, pack, picture,
     assert run.devices() == {DEVICE.type}
 
 
+def test_pictures_on_the_device_go_with_masks_on_the_cpu(device, vram_state, pack, picture) -> None:
+    """Started with --gpu-only, ComfyUI's VAE hands its pictures over where it made them."""
+    vram_state("HIGH_VRAM")
+    titok = pack.run("TokenOptTiTokLoad", precision="float32")[0]
+    mask = torch.zeros(1, *picture.shape[1:3])
+    mask[:, 20:40, 20:40] = 1
+    here = pack.run("TokenOptEncode", titok=titok, image=picture, mask=mask)
+    there = pack.run("TokenOptEncode", titok=titok, image=picture.to(DEVICE), mask=mask)
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.fixture
 def loads(monkeypatch) -> list[dict[str, Any]]:
     """What ComfyUI is asked to load, call by call; it is loaded."""

@@ -108,3 +108,9 @@ SCENE = ("fox", "snow", "night", 0.58, 0.5, "left")
 
 def test_size_of_the_package() -> None:
     assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) < 25e6
+
+
+def test_loading_the_clip_leaves_the_callers_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    to.load_clip("mini")
+    assert torch.equal(torch.get_rng_state(), before)

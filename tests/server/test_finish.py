@@ -56,7 +56,7 @@ def test_nothing_runs(client) -> None:
     assert client.finish() == []
 
 
-@pytest.mark.parametrize("nonsense", [b"{", b"[1]", b"\xff"])
+@pytest.mark.parametrize("nonsense", [b"{", b"[1]", b"\xff", b"[" * 100_000], ids=["half", "list", "bytes", "deep"])
 def test_nonsense_is_answered(comfy_server, nonsense: bytes) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(f"{comfy_server.url}/tokenopt/finish", nonsense, method="POST")
