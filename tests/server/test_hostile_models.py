@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +84,20 @@ def test_a_clip_that_would_run_code(comfy_server, mark, refused) -> None:
 def test_a_clip_that_would_fetch_a_part(comfy_server, mark, refused) -> None:
     name = clip_folder(comfy_server.base, "from elsewhere", mark, hf_model_name="nobody/none")
     assert "would be fetched from the network" in refused("OpenCLIP Load", name)
+
+
+def test_half_a_character_in_an_error(comfy_server, mark, refused) -> None:
+    """ComfyUI prints errors with all that led to them; what cannot be printed ends its thread that runs prompts."""
+    name = clip_folder(comfy_server.base, "unprintable", mark, hf_tokenizer_name="", **{"\ud800": 1})
+    torch.save(
+        {"logit_scale": torch.zeros(1)}, comfy_server.base / f"models/open_clip/{name}/open_clip_pytorch_model.bin"
+    )
+    assert r"unexpected keyword argument '\ud800'" in refused("OpenCLIP Load", name)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of files are text there")
+def test_half_a_character_in_a_files_name(comfy_server, refused) -> None:
+    folder = comfy_server.base / "models" / "titok" / "a folder"
+    folder.mkdir(parents=True)
+    (folder / "\udcff.bin").write_bytes(b"nonsense")
+    assert r"a folder/\udcff.bin is damaged" in refused("TiTok Load", "a folder")
