@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenopt_core.canvas import fit
-from tokenopt_core.losses import parse_prompts
+from tokenopt_core.losses import LONGEST_PROMPT, MOST_PROMPTS, parse_prompts
 from tokenopt_core.tokens import parse_positions
 
 pytestmark = pytest.mark.usefixtures("little_memory")
@@ -18,16 +18,19 @@ def test_ranges_far_beyond_the_tokens_are_not_written_down() -> None:
 
 
 def test_more_prompts_than_anybody_writes() -> None:
-    with pytest.raises(ValueError, match="these are 50000 prompts: expected at most 100"):
+    with pytest.raises(ValueError, match=f"these are 50000 prompts: expected at most {MOST_PROMPTS}"):
         parse_prompts("|".join(["a"] * 50_000))
-    assert len(parse_prompts("|".join(["a"] * 100))) == 100
+    assert len(parse_prompts("|".join(["a"] * MOST_PROMPTS))) == MOST_PROMPTS
 
 
 def test_a_prompt_longer_than_a_clip_reads() -> None:
     """Cutting a word of random letters into its parts takes the square of its length."""
-    with pytest.raises(ValueError, match="a prompt has 100000 characters, a CLIP reads a sentence: at most 5000"):
+    with pytest.raises(
+        ValueError, match=f"a prompt has 100000 characters, a CLIP reads a sentence: at most {LONGEST_PROMPT}"
+    ):
         parse_prompts("a fox | " + "x" * 99_999)
-    assert parse_prompts("x" * 5000) == [("x" * 5000, 1.0)]
+    longest = "x" * LONGEST_PROMPT
+    assert parse_prompts(longest) == [(longest, 1.0)]
 
 
 @pytest.mark.parametrize("size", [(1, 16_384), (16_384, 1), (100, 8192)])
