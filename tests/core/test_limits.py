@@ -25,9 +25,7 @@ def test_more_prompts_than_anybody_writes() -> None:
 
 def test_a_prompt_longer_than_a_clip_reads() -> None:
     """Cutting a word of random letters into its parts takes the square of its length."""
-    with pytest.raises(
-        ValueError, match=f"a prompt has 100000 characters, a CLIP reads a sentence: at most {LONGEST_PROMPT}"
-    ):
+    with pytest.raises(ValueError, match=rf"a prompt has 100000 characters, .* at most {LONGEST_PROMPT}"):
         parse_prompts("a fox | " + "x" * 99_999)
     longest = "x" * LONGEST_PROMPT
     assert parse_prompts(longest) == [(longest, 1.0)]
