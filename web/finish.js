@@ -19,7 +19,7 @@ async function finish(node) {
 }
 
 app.registerExtension({
-  name: "TokenOpt.FinishNow",
+  name: "tokenopt.FinishNow",
   nodeCreated(node) {
     if (node.comfyClass !== "TokenOptOptimize") return;
     const button = node.addWidget("button", "Finish now", null, () => finish(node), { serialize: false });

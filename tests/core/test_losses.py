@@ -92,7 +92,7 @@ def test_prompts_with_weights() -> None:
     assert parse_prompts(" a red apple:2 | at night ") == [("a red apple", 2.0), ("at night", 1.0)]
     assert parse_prompts("a: b : .5|c:0") == [("a: b", 0.5), ("c", 0.0)]
     assert parse_prompts("at 10:30") == [("at 10:30", 1.0)]
-    assert parse_prompts("a fox 🦊:1.5") == [("a fox 🦊", 1.5)]
+    assert parse_prompts("a fox \N{FOX FACE}:1.5") == [("a fox \N{FOX FACE}", 1.5)]
     assert parse_prompts("a fox:-1") == [("a fox:-1", 1.0)]
 
 
