@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .titok.model import MaskgitVQGAN, TiTok, TwoStageTiTok
+from .titok.model import MaskgitVQGAN, TiTok
 from .titok.quantizer import VectorQuantizer, at_least_float32
 
 Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of the features over real pictures, (N, D) each
@@ -24,8 +24,6 @@ class Tokenizer(nn.Module):
     def __init__(self, model: TiTok | MaskgitVQGAN, name: str = "", statistics: Statistics | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        if isinstance(model, TwoStageTiTok):  # most of its arithmetic, and faster so
-            model.pixel_decoder.to(memory_format=torch.channels_last)
         self.name = name
         self.statistics = statistics
 
