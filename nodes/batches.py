@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..tokenopt_core.memory import forward_bytes
 from ..tokenopt_core.thrift import Thrift
-from .models import load
+from .models import load, make_room
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -27,7 +27,7 @@ def in_batches(patcher: ModelPatcher, function: Callable[[Tensor], Tensor], batc
     from comfy.utils import ProgressBar
 
     needed = forward_bytes(patcher.model, min(len(batch), AT_ONCE))
-    device, thrift = load([patcher], needed), Thrift(lambda: load([patcher], 2 * needed))
+    device, thrift = load([patcher], needed), Thrift(lambda: make_room([patcher], needed))
     bar, done = ProgressBar(len(batch)), []
     for part in batch.split(AT_ONCE):
         mm.throw_exception_if_processing_interrupted()

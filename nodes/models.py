@@ -64,6 +64,14 @@ def load(patchers: Sequence[ModelPatcher], activations: int = 0) -> torch.device
     return unique[0].load_device
 
 
+def make_room(patchers: Sequence[ModelPatcher], activations: int) -> None:
+    """When memory ran short: has ComfyUI empty its caches, and evict all models but these for twice the estimate."""
+    import comfy.model_management as mm
+
+    mm.soft_empty_cache()
+    load(patchers, 2 * activations)
+
+
 def _heal(model: torch.nn.Module) -> None:
     """Replaces tensors that were moved under inference mode, and would refuse a gradient, by clones."""
     for module in model.modules():

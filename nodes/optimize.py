@@ -17,7 +17,7 @@ from . import widgets
 from .convert import gradients, to_bhwc
 from .finish import finishable
 from .inputs import checked
-from .models import activation_bytes, check_fit, load
+from .models import activation_bytes, check_fit, load, make_room
 from .progress import Progress, strip, tell
 from .sockets import CATEGORY, Features, History, LossTerms, Noise, Regularizers, Reset, TiTok, TokenLoss
 
@@ -167,7 +167,7 @@ class Optimize(io.ComfyNode):
             progress = Progress(iterations, asked_to_finish, trajectory_every)
             result = optimize(
                 tokenizer, features.clone().to(device), WeightedSum(loss.terms), config, regularizer, reset, progress,
-                make_room=lambda: load([titok, *loss.models], 2 * needed),
+                make_room=lambda: make_room([titok, *loss.models], needed),
             )  # fmt: skip
             tell(node_id, _notes(result, progress.done, iterations))
             trajectory = torch.stack([*progress.frames, strip(result.images)])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .ema import TokenAverage
 from .gradient import Objective
@@ -176,10 +177,17 @@ class _Compute:
     device: torch.device
     dtype: torch.dtype
 
-    def context(self) -> AbstractContextManager:
-        if self.dtype is torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        half = self.dtype is not torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext(), self._attention():
+            yield
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Fused attention's gradient adds up in no fixed order on a GPU, whatever PyTorch is told; this one's does."""
+        if self.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+            return sdpa_kernel(SDPBackend.MATH)
+        return nullcontext()
 
 
 def _precision(config: OptimizeConfig, device: torch.device) -> _Compute:

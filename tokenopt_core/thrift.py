@@ -63,7 +63,7 @@ class Thrift:
         return self(lambda pieces: in_pieces(function, batch, pieces), len(batch), what)
 
     def _free(self) -> None:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if self._make_room:
             self._make_room()

@@ -247,4 +247,4 @@ def test_pieces_keep_a_fraction_of_the_activations() -> None:
 
     whole = most(1)
     assert most(2) < 0.65 * whole
-    assert most(16) < 0.25 * whole
+    assert most(16) < 0.4 * whole

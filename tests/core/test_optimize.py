@@ -8,6 +8,7 @@ import torch
 
 import tokenopt_core as to
 from tokenopt_core.ema import TokenAverage
+from tokenopt_core.optimize import _Compute
 from tokenopt_core.stopping import Watch
 
 
@@ -220,6 +221,20 @@ def test_half_precision_stays_near(tokenizer, features, precision) -> None:
     result = to.optimize(tokenizer, features, brightness, to.OptimizeConfig(iterations=3, precision=precision))
     assert result.features.dtype == torch.float32
     torch.testing.assert_close(result.features, exact.features, atol=0.05, rtol=0.05)
+
+
+def test_attention_is_the_plain_one_where_deterministic_algorithms_are_asked_for() -> None:
+    cuda = _Compute(torch.device("cuda"), torch.float32)
+    with cuda.context():
+        assert torch.backends.cuda.flash_sdp_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with cuda.context():
+            assert torch.backends.cuda.math_sdp_enabled() and not torch.backends.cuda.flash_sdp_enabled()
+        with _Compute(torch.device("cpu"), torch.float32).context():
+            assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_average_by_hand() -> None:
