@@ -17,18 +17,17 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokenopt_core as to
+from tokenopt_core.attention import SelfAttention
 from tokenopt_core.losses import random_crops
 from tokenopt_core.titok.vit import Attention
 
 
 class PlainAttention(nn.Module):
-    """The same attention through PyTorch's own module."""
+    """PyTorch's own module, called as the tokenizer calls its attention."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        width = attention.out_proj.in_features
-        self.attention = nn.MultiheadAttention(width, attention.heads, batch_first=True)
-        self.attention.load_state_dict(attention.state_dict())
+        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(x, x, x, need_weights=False)[0]
@@ -40,7 +39,10 @@ def plain_model(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
-                setattr(module, name, PlainAttention(child).to(child.out_proj.weight))
+                attention = nn.MultiheadAttention(child.out_proj.in_features, child.heads, batch_first=True)
+                attention.load_state_dict(child.state_dict())
+                attention.to(child.out_proj.weight)
+                setattr(module, name, attention if isinstance(child, SelfAttention) else PlainAttention(attention))
     return model.requires_grad_(True)
 
 
