@@ -10,9 +10,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core import ClipLoss, ImagePromptLoss, MaskedL1Loss
-from ..tokenopt_core.losses import Loss, parse_prompts
+from ..tokenopt_core.losses import Loss
 from ..tokenopt_core.masks import soften
 from ..tokenopt_core.memory import forward_bytes
+from ..tokenopt_core.prompts import parse_prompts
 from . import widgets
 from .convert import gradients, to_bchw, to_mask
 from .inputs import checked

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenopt_core.canvas import fit
-from tokenopt_core.losses import LONGEST_PROMPT, MOST_PROMPTS, parse_prompts
+from tokenopt_core.prompts import LONGEST_PROMPT, MOST_PROMPTS, parse_prompts
 from tokenopt_core.tokens import parse_positions
 
 pytestmark = pytest.mark.usefixtures("little_memory")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tokenopt_core as to
-from tokenopt_core.losses import parse_prompts, random_crops
+from tokenopt_core.losses import random_crops
+from tokenopt_core.prompts import parse_prompts
 
 
 def flat(r: float, g: float, b: float) -> torch.Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 import tokenopt_core as to
 from devtools.paths import CACHE
 from tokenopt_core.canvas import MODES, Placement, fit, stitch
-from tokenopt_core.losses import parse_prompts
 from tokenopt_core.masks import FILLS, fill_hole, gaussian_blur, soften
+from tokenopt_core.prompts import parse_prompts
 from tokenopt_core.schedules import DECAYS, SHAPES, learning_rate
 from tokenopt_core.tokens import STARTS, parse_positions
 
