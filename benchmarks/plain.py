@@ -73,4 +73,6 @@ def optimize(
             decay = config.ema_decay if i else 0.0
             average = decay * average + (1 - decay) * z
         losses.append(loss.item())
+    with torch.no_grad():
+        tokenizer.decode(average)  # the result, as the published loop ends
     return average.detach(), losses
