@@ -86,7 +86,7 @@ class Frontend:
 
     def run(self) -> None:
         """Press the Run button."""
-        self.page.evaluate("() => { tokenopt.ended = null }")
+        self.page.evaluate("() => { tokenopt.ended = null; tokenopt.progress = {} }")
         self.run_button().click()
 
     def run_button(self) -> Locator:

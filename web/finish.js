@@ -24,6 +24,12 @@ app.registerExtension({
     if (node.comfyClass !== "TokenOptOptimize") return;
     const button = node.addWidget("button", "Finish now", null, () => finish(node), { serialize: false });
     button.tooltip = "Ends the run at this iteration and passes on the averaged tokens so far.";
-    button.serialize = false; // neither in the saved workflow nor in the prompt
+    // neither the button nor what stands below it, previews and notes of a run, is saved
+    button.serialize = false;
+    const { onSerialize } = node;
+    node.onSerialize = function (saved) {
+      onSerialize?.call(this, saved);
+      saved.widgets_values?.splice(this.widgets.indexOf(button));
+    };
   },
 });
