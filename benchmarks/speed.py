@@ -9,12 +9,8 @@ Weights other than mini's are derived from a formula: speed does not depend on t
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import tokenopt_core as to  # noqa: E402
 from benchmarks import plain  # noqa: E402
 from benchmarks.loading import peak_bytes, write_weights  # noqa: E402
+from devtools import results  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-HEADING = "## Speed"
 COLUMNS = (
-    "Date", "Commit", "Machine", "torch", "Model", "Mode", "Precision", "Batch", "Crops", "ms an iteration",
-    "Pictures a second", "Peak memory, GB", "GFLOP an iteration", "Share of the ceiling", "Ratio to plain",
+    "Date", "Commit", "Machine", "torch", "Model", "Mode", "Precision", "Batch", "Crops", "CPU threads",
+    "ms an iteration", "Pictures a second", "Peak memory, GB", "GFLOP an iteration",
+    "Share of the ceiling", "Ratio to plain",
 )  # fmt: skip
 PROMPT = "a fox on grass at night"
 
@@ -120,78 +116,44 @@ def alternate(cases: list[Case], iterations: int, rounds: int) -> list[list[floa
     return seconds
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if os.path.exists(path) else []
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def measure(options: argparse.Namespace) -> dict[str, str]:
     """One row of the table."""
     device = torch.device(options.device)
     tokenizer, clip = load(options.model, options.device)
     start = to.random_features(tokenizer, options.batch, 0.3, torch.Generator().manual_seed(0)).to(device)
     config = to.OptimizeConfig(iterations=options.iterations, precision=options.precision)
-    case = Case(tokenizer, clip, start, config, options.crops, options.mode)
-    cases = [case]
+    fast = Case(tokenizer, clip, start, config, options.crops, "fast")
+    cases = [fast] if options.mode == "fast" else []
+    if cases:
+        fast.run(2)  # first-use costs
+    peak = peak_memory(device)  # before the plain loop's copies of the models are there
     if options.compare or options.mode == "plain":
         models = plain.plain_model(tokenizer), plain.plain_model(clip)
         cases.append(Case(*models, start, config, options.crops, "plain"))  # type: ignore[arg-type]
-        if options.mode == "plain":
-            cases = cases[1:]
-    for each in cases:
-        each.run(2)  # first-use costs
-    before = reset_peak(device)
-    cases[0].run(2)
-    peak = peak_memory(device) - before
+        cases[-1].run(2)
+    if options.mode == "plain":
+        peak = peak_memory(device)
     taken = alternate(cases, options.iterations, options.rounds)
     seconds, needed = median(taken[0]), flops(cases[0])
     share = needed * options.iterations / seconds / ceiling(device, options.precision)
     ratio = median(a / b for a, b in zip(*taken, strict=True)) if len(taken) == 2 else None
+    where = torch.cuda.get_device_name() if device.type == "cuda" else results.machine()
     values = (
-        date.today().isoformat(), commit(), machine(device), torch.__version__, options.model, options.mode,
-        options.precision, options.batch, options.crops, f"{1000 * seconds / options.iterations:.1f}",
+        date.today().isoformat(), results.commit(), where, torch.__version__, options.model, options.mode,
+        options.precision, options.batch, options.crops, torch.get_num_threads(),
+        f"{1000 * seconds / options.iterations:.1f}",
         f"{options.batch / seconds:.3g} ({options.iterations} iterations)", f"{peak / 1e9:.2f}", f"{needed / 1e9:.0f}",
         f"{100 * share:.0f} %", "" if ratio is None else f"{ratio:.2f}",
     )  # fmt: skip
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
-def reset_peak(device: torch.device) -> int:
-    """Forgets the peak of memory; what stays in use."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return 0  # all of it counts: weights, too
-    return 0
-
-
 def peak_memory(device: torch.device) -> int:
+    """Of this process so far: on a GPU what PyTorch took there, on a CPU what was resident."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
 
 
-def record(row: dict[str, str]) -> None:
-    """Appends a row to the table of speeds in RESULTS.md."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    if HEADING not in text:
-        text = f"{text.rstrip()}\n\n{HEADING}\n\n`python benchmarks/speed.py --help` says what is measured.\n\n"
-        text += f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
-    before, after = text.split(HEADING)
-    section, *rest = after.split("\n## ", 1)
-    section = f"{section.rstrip()}\n| {' | '.join(row.values())} |\n"
-    RESULTS.write_text(before + HEADING + section + "".join(f"\n## {part}" for part in rest), encoding="utf-8")
-
-
-def main(show: Callable[[str], None] = print) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", default="mini", help="mini, or a published variant such as titok_l32")
@@ -209,9 +171,9 @@ def main(show: Callable[[str], None] = print) -> int:
         torch.set_num_threads(options.threads)
     row = measure(options)
     for name, value in row.items():
-        show(f"{name}: {value}")
+        print(f"{name}: {value}")
     if options.record:
-        record(row)
+        results.add_row("## Speed", list(row.values()))
     return 0
 
 

@@ -3,8 +3,6 @@
 import datetime
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -18,11 +16,10 @@ import psutil
 
 from api_examples.client import ComfyClient, ExecutionFailed, Interrupted, PromptRefused
 
-from . import scenes
-from .paths import CACHE, ROOT, DevError
+from . import results, scenes
+from .paths import CACHE, DevError
 from .server import ComfyServer
 
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 GROWTH = 0.03  # of resident memory, from the first reading to the last
 PROMPTS = 200
 REST = 3.0  # seconds for ComfyUI to free memory and close connections
@@ -79,7 +76,9 @@ def _soak(server: ComfyServer, client: ComfyClient, spare: Path, minutes: float 
     print(f"\n{'prompts':>8}{'minutes':>9}{'MiB':>9}{'threads':>9}{'handles':>9}{'files':>7}", flush=True)
     while True:
         for scene in scenes.deck(len(readings)):
-            play(client, scene)
+            ended = play(client, scene)
+            if ended != scene.ending:
+                raise DevError(f"The prompt {scene} ended otherwise: {ended}")
             if scene.free:
                 _free(server)
         _free(server)
@@ -104,9 +103,9 @@ def _fill_pool(server: ComfyServer, process: psutil.Process) -> None:
             counts.append(process.num_threads())
 
 
-def play(client: ComfyClient, scene: scenes.Scene) -> None:
-    """One prompt, which must end as its scene says."""
-    outcome = "success"
+def play(client: ComfyClient, scene: scenes.Scene) -> str:
+    """Runs one prompt; how it ended: one of the endings of scenes, or what went wrong."""
+    finished: list[str] = []
     try:
         prompt_id = client.queue(scenes.graph(scene))
         for event in client.follow(prompt_id):
@@ -115,18 +114,16 @@ def play(client: ComfyClient, scene: scenes.Scene) -> None:
             if scene.ending == "interrupt":
                 client.interrupt()
             elif scene.ending == "finish":
-                _ask(client.url + "/tokenopt/finish", {})
-        pictures = client.images(prompt_id)
-        outcome = "success" if len(pictures["save"]) == scene.batch else "pictures are missing"
+                finished += client.finish()
     except PromptRefused:
-        outcome = "refused"
+        return "refused"
     except Interrupted:
-        outcome = "interrupt"
+        return "interrupt"
     except ExecutionFailed as error:
-        outcome = "damaged" if "is damaged" in str(error) else "misfit" if "77" in str(error) else str(error)
-    expected = "success" if scene.ending == "finish" else scene.ending
-    if outcome != expected:
-        raise DevError(f"The prompt {scene} ended otherwise: {outcome}")
+        return "damaged" if "is damaged" in str(error) else "misfit" if "77" in str(error) else str(error)
+    if len(client.images(prompt_id)["save"]) != scene.batch:
+        return "pictures are missing"
+    return "finish" if finished else "success"
 
 
 def _free(server: ComfyServer) -> None:
@@ -149,12 +146,12 @@ def _read(process: psutil.Process, prompts: int, minutes: float, folders: list[P
 
 
 def add_row(readings: list[Reading], versions: dict[str, Any]) -> None:
-    """Adds a row to the end of the first table of benchmarks/RESULTS.md."""
+    """Adds a row to the soak's table."""
     first, last = readings[0], readings[-1]
     cells = [
         datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        f"`{_commit()}`",
-        _machine(),
+        f"`{results.commit()}`",
+        results.machine(),
         f"Python {versions['python_version'].split()[0]}, torch {versions['pytorch_version']}, "
         f"ComfyUI {versions['comfyui_version']}",
         str(last.prompts),
@@ -162,29 +159,4 @@ def add_row(readings: list[Reading], versions: dict[str, Any]) -> None:
         f"{first.memory / 2**20:.0f} -> {last.memory / 2**20:.0f} MiB ({last.memory / first.memory - 1:+.1%})",
         *(f"{getattr(first, name)} -> {getattr(last, name)}" for name in ("threads", "handles", "files")),
     ]
-    lines = RESULTS.read_text(encoding="utf-8").splitlines()
-    start = lines.index("## Soak")
-    end = max(i for i, line in enumerate(lines) if line.startswith("|") and not any(
-        other.startswith("## ") for other in lines[start + 1 : i]))  # fmt: skip
-    lines.insert(end + 1, f"| {' | '.join(cells)} |")
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"Recorded in {RESULTS.relative_to(ROOT).as_posix()}")
-
-
-def _commit() -> str:
-    """Which code ran; marked if it is not exactly what was committed."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain", "nodes", "tokenopt_core"], capture_output=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return name.strip() + ("+" if changed else "")
-
-
-def _machine() -> str:
-    """Processor, cores and memory."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    results.add_row("## Soak", cells)

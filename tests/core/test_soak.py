@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from devtools import scenes, soak
+from devtools import results, scenes, soak
 from devtools.soak import Reading
 
 BEFORE = Reading(prompts=20, minutes=1.0, memory=1000 * 2**20, threads=6, handles=9, files=0)
@@ -32,13 +32,13 @@ def test_every_round_plays_the_same_scenes_with_new_seeds_in_another_order() -> 
 
 
 def test_a_row_goes_to_the_end_of_its_table(tmp_path, monkeypatch) -> None:
-    results = tmp_path / "RESULTS.md"
-    results.write_text("# Results\n\n## Soak\n\n| a |\n| - |\n| old |\n\n## Speed\n\n| b |\n| - |\n", encoding="utf-8")
-    monkeypatch.setattr(soak, "RESULTS", results)
-    monkeypatch.setattr(soak, "ROOT", tmp_path)
+    table = tmp_path / "RESULTS.md"
+    table.write_text("# Results\n\n## Soak\n\n| a |\n| - |\n| old |\n\n## Speed\n\n| b |\n| - |\n", encoding="utf-8")
+    monkeypatch.setattr(results, "RESULTS", table)
+    monkeypatch.setattr(results, "ROOT", tmp_path)
     versions = {"python_version": "3.11.7 (main)", "pytorch_version": "2.9.0", "comfyui_version": "0.3.75"}
     soak.add_row([BEFORE, replace(BEFORE, prompts=200, minutes=9.876, memory=1010 * 2**20)], versions)
-    lines = results.read_text(encoding="utf-8").splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     assert lines[6] == "| old |" and lines[8:10] == ["", "## Speed"]
     assert "| Python 3.11.7, torch 2.9.0, ComfyUI 0.3.75 | 200 | 9.9 | 1000 -> 1010 MiB (+1.0%) |" in lines[7]
     assert lines[7].endswith("| 6 -> 6 | 9 -> 9 | 0 -> 0 |")

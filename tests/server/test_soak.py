@@ -27,4 +27,4 @@ def models(comfy_server) -> Iterator[None]:
 
 @pytest.mark.parametrize("ending", SCENES)
 def test_a_scene_ends_as_it_says(models, client, ending: str) -> None:
-    soak.play(client, SCENES[ending])
+    assert soak.play(client, SCENES[ending]) == ending
