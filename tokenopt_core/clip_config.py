@@ -122,7 +122,7 @@ def _parameters(model: Mapping[str, Any]) -> int:
     try:
         with torch.device("meta"):
             built = kind(**model)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         if not vision.get("timm_model_name"):
             raise
         # earlier versions of timm cannot build without memory; then its part, whose size its name fixes, is left out
