@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,9 +48,18 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def optimize(
-    tokenizer: to.Tokenizer, features: Tensor, clip: to.Clip, prompt: str, config: to.OptimizeConfig, crops: int
+    tokenizer: to.Tokenizer,
+    features: Tensor,
+    clip: to.Clip,
+    prompt: str,
+    config: to.OptimizeConfig,
+    crops: int,
+    see: Callable[[Tensor], object] = lambda averaged: None,
 ) -> tuple[Tensor, list[float]]:
-    """The published loop on plain models: averaged features (B, N, D) and the loss of each iteration."""
+    """The published loop on plain models: averaged features (B, N, D) and the loss of each iteration.
+
+    see: is shown the averaged features after each iteration.
+    """
     text = clip.embed_text([prompt])
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(features))]
     z = features.clone().requires_grad_(True)
@@ -72,6 +82,7 @@ def optimize(
         with torch.no_grad():
             decay = config.ema_decay if i else 0.0
             average = decay * average + (1 - decay) * z
+        see(average)
         losses.append(loss.item())
     with torch.no_grad():
         tokenizer.decode(average)  # the result, as the published loop ends
