@@ -20,6 +20,7 @@ HELP = {
     "lint": "check style and types",
     "referee": "ask outside tools for ComfyUI extensions what they find (docs/referees.md)",
     "soak": "run prompts for minutes and see that memory, threads and files stay as they are",
+    "bench-gpu": "check and time an optimization on a CUDA GPU; what follows is passed on (bench-gpu --help)",
 }
 DEFAULT_PORT = 8188
 CHECKED = ("tokenopt_core", "nodes", "devtools")
@@ -44,14 +45,17 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py", description="Set-up, demo, tests and server of TokenOpt.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in HELP.items()}
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text, add_help=name != "bench-gpu")
+        for name, text in HELP.items()
+    }
     parsers["serve"].add_argument("--port", type=int, help=f"default: {DEFAULT_PORT}, or a free one if that is taken")
     length = parsers["soak"].add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="for how long, but for 40 prompts at least")
     length.add_argument("--prompts", type=int, help="how many, in rounds of 20; default: 200")
     parsers["soak"].add_argument("--record", action="store_true", help="add the numbers to benchmarks/RESULTS.md")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "bench-gpu"):
         parsers[options.command].error(f"unknown: {' '.join(rest)}")
     options.rest = rest
     return options
@@ -79,6 +83,10 @@ def _run(options: argparse.Namespace) -> int:
         from . import soak
 
         return soak.run(options.minutes, options.prompts, options.record)
+    if options.command == "bench-gpu":
+        from benchmarks import gpu
+
+        return gpu.main(options.rest)
     print(f"Everything is set up. Next: {Path(sys.argv[0]).name} demo")
     return 0
 
