@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .clip import Clip
+from .crops import random_crops
 from .prompts import parse_prompts
 
 if TYPE_CHECKING:
@@ -59,28 +60,6 @@ def with_generators(loss: Loss, generators: Sequence[torch.Generator]) -> Loss:
 def in_pieces(loss: Loss, pieces: int) -> Loss:
     """`loss` in so many pieces; one that knows no pieces comes back as it is."""
     return loss.in_pieces(pieces) if isinstance(loss, DivisibleLoss) else loss
-
-
-def random_crops(
-    images: Tensor, count: int, scale: float, flip: float, generators: Sequence[torch.Generator] = ()
-) -> Tensor:
-    """`count` random crops a picture: (B, 3, H, W) -> (B * count, 3, scale * H, scale * W).
-
-    Places are uniform; each crop is mirrored with probability `flip`. Crops of one picture lie side by side. Without
-    generators, one a picture, PyTorch's global one is drawn from.
-    """
-    height, width = (max(1, round(scale * side)) for side in images.shape[-2:])
-    crops = []
-    sources: Sequence[torch.Generator | None] = generators or [None] * len(images)
-    for image, generator in zip(images, sources, strict=True):
-        # drawn on the CPU, so that the same seed gives the same crops on every device and no iteration waits
-        draws = torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist()
-        for down, along, mirror in draws:
-            y = int(down * (image.shape[-2] - height + 1))
-            x = int(along * (image.shape[-1] - width + 1))
-            crop = image[:, y : y + height, x : x + width]
-            crops.append(crop.flip(-1) if mirror < flip else crop)
-    return torch.stack(crops)
 
 
 class Similarity(nn.Module):

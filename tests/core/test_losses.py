@@ -168,3 +168,21 @@ def test_bad_losses_are_explained(clip) -> None:
         to.WeightedSum([("a", 1.0, torch.mean), ("a", 1.0, torch.mean)])
     with pytest.raises(ValueError, match="weight of 'a' must be a finite number, got nan"):
         to.WeightedSum([("a", math.nan, torch.mean)])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gathered_crops_are_the_cut_ones(batch: int) -> None:
+    from tokenopt_core.crops import cut, gather
+
+    images = torch.rand(batch, 3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    corners = [(0, 0, False), (2, 3, True), (5, 6, False), (5, 0, True)]
+    places = [corners] * (batch - 1) + [[*corners[:1], (1, 1, False), *corners[2:]]]
+    results = []
+    for crop in (cut, gather):
+        leaf = images.clone().requires_grad_(True)
+        crops = crop(leaf, places, 15, 18)
+        crops.square().sum().backward()
+        results.append((crops.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
+    assert results[0][0].shape == (4 * batch, 3, 15, 18)
+    torch.testing.assert_close(results[1][0][3], images[0, :, 5:20, 0:18].flip(-1))
