@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io
 
-from ..tokenopt_core import Clip, Tokenizer, clip, load_clip, load_tokenizer, memory
+from ..tokenopt_core import Clip, Tokenizer, clip, graphs, load_clip, load_tokenizer, memory
 from ..tokenopt_core.losses import Loss
 from ..tokenopt_core.optimize import PRECISIONS
 from ..tokenopt_core.titok import VARIANTS
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKENIZERS = {name: variant.source for name, variant in VARIANTS.items()}
 CLIPS = {name: published.source for name, published in clip.PUBLISHED.items()}
+
+KEEP_GRAPHS = 0.5  # share of a GPU's memory that must be free for graphs to stay
 
 
 def weight_dtype(precision: str) -> torch.dtype:
@@ -43,8 +45,11 @@ def wrap(model: torch.nn.Module) -> ModelPatcher:
     """A model that ComfyUI loads, counts and evicts like its own."""
     import comfy.model_management as mm
     from comfy.model_patcher import ModelPatcher  # not CoreModelPatcher, which ignores force_full_load
+    from comfy.patcher_extension import CallbacksMP
 
-    return ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    patcher = ModelPatcher(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda unloaded, _: graphs.release(unloaded.model))
+    return patcher
 
 
 def load(patchers: Sequence[ModelPatcher], activations: int = 0) -> torch.device:
@@ -70,6 +75,17 @@ def make_room(patchers: Sequence[ModelPatcher], activations: int) -> None:
 
     mm.soft_empty_cache()
     load(patchers, 2 * activations)
+
+
+def settle(device: torch.device) -> None:
+    """After a run: captured graphs stay for the next one only where memory is plentiful.
+
+    Theirs lies in pools of their own, which ComfyUI takes for free when it makes room for other models.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        if free < total * KEEP_GRAPHS:
+            graphs.release()
 
 
 def _heal(model: torch.nn.Module) -> None:

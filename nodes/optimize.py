@@ -17,7 +17,7 @@ from . import widgets
 from .convert import gradients, to_bhwc
 from .finish import finishable
 from .inputs import checked
-from .models import activation_bytes, check_fit, load, make_room
+from .models import activation_bytes, check_fit, load, make_room, settle
 from .progress import Progress, strip, tell
 from .sockets import CATEGORY, Features, History, LossTerms, Noise, Regularizers, Reset, TiTok, TokenLoss
 
@@ -169,6 +169,7 @@ class Optimize(io.ComfyNode):
                 tokenizer, features.clone().to(device), WeightedSum(loss.terms), config, regularizer, reset, progress,
                 make_room=lambda: make_room([titok, *loss.models], needed),
             )  # fmt: skip
+            settle(device)
             tell(node_id, _notes(result, progress.done, iterations))
             trajectory = torch.stack([*progress.frames, strip(result.images)])
             return io.NodeOutput(result.features.cpu(), to_bhwc(result.images), result.history, trajectory)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import clip_config
+from . import clip_config, graphs
 from .attention import fuse
 from .download import Source
 from .titok.quantizer import at_least_float32
@@ -113,6 +113,9 @@ class Clip(nn.Module):
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         images = ((images - self.mean) / self.std).to(self.dtype)
+        return graphs.through(self, self._embed, images)
+
+    def _embed(self, images: Tensor) -> Tensor:
         return F.normalize(at_least_float32(self.model.encode_image(images)), dim=-1)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .graphs import Replay
 from .losses import Loss, NamedLosses, in_pieces, with_generators
 from .regularizers import TokenRegularizer
 from .thrift import Thrift
@@ -44,9 +45,10 @@ class Objective:
         generators: Sequence[torch.Generator],
         context: Callable[[], AbstractContextManager[object]],
         thrift: Thrift,
+        replay: Replay,
     ) -> None:
         self._tokenizer, self._quantize, self._context, self._thrift = tokenizer, quantize, context, thrift
-        self._generators, self._loss = generators, with_generators(loss, generators)
+        self._replay, self._generators, self._loss = replay, generators, with_generators(loss, generators)
         self._regularizers, self._seed = regularizers, seed
         # smaller pieces than one crop of one picture there are not
         self._most = max(2, len(seed) * max(1, getattr(loss, "crops", 1)))
@@ -58,7 +60,9 @@ class Objective:
         def attempt(pieces: int) -> Evaluated:
             for generator, state in zip(self._generators, states, strict=True):
                 generator.set_state(state)  # a repetition draws what was drawn before
-            return self._at_once(z, scale) if pieces == 1 else self._in_pieces(z, scale, pieces)
+            self._replay.suspended |= pieces > 1  # graphs take more memory, and one shape
+            with self._replay.iteration():
+                return self._at_once(z, scale) if pieces == 1 else self._in_pieces(z, scale, pieces)
 
         return self._thrift(attempt, self._most, "an iteration")
 

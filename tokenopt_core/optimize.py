@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .ema import TokenAverage
 from .gradient import Objective
+from .graphs import Replay
 from .guard import StepGuard
 from .losses import Loss
 from .regularizers import TokenRegularizer
@@ -38,6 +39,7 @@ class OptimizeConfig:
     patience, tolerance: a picture's run ends when its smoothed objective has not fallen by more than `tolerance` for
         `patience` iterations; 0 runs to the end (early stopping, which the paper leaves as future work).
     keep_best: the result is where the smoothed objective was lowest, instead of where the run ended.
+    capture: on a GPU, runs of 50 iterations and more replay the models' passes as CUDA graphs; False never does.
     quantize: False optimises and decodes the quantized tokens as continuous ones (paper, Table 3, "without VQ").
     """
 
@@ -52,6 +54,7 @@ class OptimizeConfig:
     patience: int = 0
     tolerance: float = 1e-3
     keep_best: bool = False
+    capture: bool = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -131,9 +134,12 @@ def optimize(
     seed = _start(tokenizer, features, config)
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(len(seed))]
     compute, thrift = _precision(config, seed.device), Thrift(make_room)
-    objective = Objective(tokenizer, loss, regularizers, seed, config.quantize, generators, compute.context, thrift)
+    replay = Replay(seed.device, config.iterations, config.capture)
+    objective = Objective(
+        tokenizer, loss, regularizers, seed, config.quantize, generators, compute.context, thrift, replay
+    )
     z = seed.clone().requires_grad_(True)
-    adam = torch.optim.Adam([z], lr=config.learning_rate)
+    adam = torch.optim.Adam([z], lr=config.learning_rate, fused=z.is_cuda)
     guard = StepGuard(len(z), z.device, scaled=compute.dtype is torch.float16)
     average = TokenAverage(config.ema_decay)
     watch = Watch(len(z), z.device, config.patience, config.tolerance, config.keep_best)
@@ -180,7 +186,10 @@ class _Compute:
     @contextmanager
     def context(self) -> Iterator[None]:
         half = self.dtype is not torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext(), self._attention():
+        with (
+            torch.autocast(self.device.type, self.dtype, cache_enabled=False) if half else nullcontext(),
+            self._attention(),
+        ):
             yield
 
     def _attention(self) -> AbstractContextManager[None]:

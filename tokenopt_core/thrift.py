@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from . import graphs
+
 T = TypeVar("T")
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")  # of devices without an error class
 
@@ -63,6 +65,7 @@ class Thrift:
         return self(lambda pieces: in_pieces(function, batch, pieces), len(batch), what)
 
     def _free(self) -> None:
+        graphs.release()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if self._make_room:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import graphs
 from .titok.model import MaskgitVQGAN, TiTok
 from .titok.quantizer import VectorQuantizer, at_least_float32
 
@@ -87,6 +88,9 @@ class Tokenizer(nn.Module):
         `quantize=False` ("without VQ") takes tokens (B, N, D) and decodes them as they are.
         """
         tokens = self.quantize(features) if quantize else self._check(features, self.token_dim, "tokens")
+        return graphs.through(self, self._to_pictures, tokens)
+
+    def _to_pictures(self, tokens: Tensor) -> Tensor:
         return at_least_float32(self.model.decode(tokens.to(self.dtype)))
 
     def check(self, features: Tensor) -> Tensor:

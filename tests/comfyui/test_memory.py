@@ -255,3 +255,18 @@ def test_a_batch_that_fits_nowhere_evicts_others_and_is_tried(device, pack, pict
     device.capacity = 50 * MB  # weights of 25, and 40 beside them
     assert run().shape[0] == 4
     assert run.devices() == {DEVICE.type} and where(other) == {"cpu"}
+
+
+def test_graphs_leave_with_their_model(pack, titok, openclip, picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU captured of a model holds memory: it goes when ComfyUI unloads the model, and stays between runs."""
+    import comfy.model_management as mm
+
+    graphs = pack.part("tokenopt_core.graphs")
+    monkeypatch.setattr(graphs, "CAPTURE", {"cpu": lambda function, x: function})  # a stand-in for the GPU's
+    monkeypatch.setattr(graphs, "CAPTURE_FROM", 2)
+    features = pack.run("TokenOptEncode", titok=titok, image=picture)[0]
+    loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt=PROMPT, crops=1)[0]
+    pack.run("TokenOptOptimize", titok=titok, features=features, loss=loss, **SETTINGS)
+    assert {titok.model, openclip.model} == set(graphs._captures)
+    mm.unload_all_models()
+    assert not graphs._captures

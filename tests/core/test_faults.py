@@ -236,11 +236,12 @@ def test_pieces_keep_a_fraction_of_the_activations() -> None:
     loss = to.ClipLoss(clip, "a fox", crops=8)
 
     def most(pieces: int) -> int:
-        from tokenopt_core.optimize import Objective, nullcontext
+        from tokenopt_core.optimize import Objective, Replay, nullcontext
 
         thrift, generators = Thrift(), [torch.Generator() for _ in start]
         thrift.pieces = pieces
-        objective = Objective(tokenizer, loss, (), start, True, generators, nullcontext, thrift)
+        replay = Replay(start.device, 1, wanted=False)
+        objective = Objective(tokenizer, loss, (), start, True, generators, nullcontext, thrift, replay)
         with kept_for_backward() as kept:
             objective(start.clone().requires_grad_(True), torch.ones(2))
         return kept[0]
