@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -71,7 +72,9 @@ def load(model: str, device: str, weights: str = "float32") -> tuple[to.Tokenize
     if not (folder / "model.safetensors").is_file():
         print(f"writing {folder.relative_to(ROOT)} ...", flush=True)
         write_weights(model, folder)
+    logging.disable(logging.WARNING)  # that the weights are fresh ones is meant
     tower = open_clip.create_model("ViT-B-32").to(dtype)
+    logging.disable(logging.NOTSET)
     clip = to.Clip(
         tower, open_clip.get_tokenizer("ViT-B-32"), open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, 224,
         "ViT-B-32",

@@ -188,7 +188,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few iterations: whether all parts run, not how fast")
     parser.add_argument("--part", action="append", choices=list(PARTS),
                         help=f"only this one; may be given several times. All: {', '.join(PARTS)}")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=5.0, help="that one part may take; default: 5")
+    parser.add_argument("--minutes", type=float, default=10.0, help="that one part may take; default: 10")
     parser.add_argument("--record", action="store_true", help="add the table to benchmarks/RESULTS.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after each part")
     parser.add_argument("--isolate", action=argparse.BooleanOptionalAction,

@@ -128,9 +128,10 @@ def _no_tf32() -> Iterator[None]:
 def half_precision(s: Setting) -> Iterator[Row]:
     """The loss that runs of the mini model end with, as a mean over many pictures: each takes a way of its own."""
     count, batch, iterations = (6, 6, 10) if s.quick else (4096, 512, 100) if s.device == "cuda" else (24, 24, 100)
-    truth = _final_losses("float32", s, count, batch, iterations)
+    start = to.load_tokenizer("mini").encode(_samples())[torch.arange(count) % 6].to(s.device)
+    truth = _final_losses("float32", s, start, batch, iterations)
     for half in s.halves:
-        found = _final_losses(half, s, count, batch, iterations)
+        found = _final_losses(half, s, start, batch, iterations)
         difference = float((found.mean() - truth.mean()) / truth.mean().abs())
         # of the mean, by chance: a last bit decides between two codes, and the run goes on elsewhere
         chance = float((found - truth).std() / count**0.5 / truth.mean().abs())
@@ -143,16 +144,14 @@ def half_precision(s: Setting) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _final_losses(precision: str, s: Setting, count: int, batch: int, iterations: int) -> torch.Tensor:
-    """The mean loss of the last tenth of the iterations, (count,)."""
+def _final_losses(precision: str, s: Setting, start: torch.Tensor, batch: int, iterations: int) -> torch.Tensor:
+    """The mean loss of the last tenth of the iterations, one a picture."""
     tokenizer, clip = cases.load("mini", s.device, precision)
-    features = tokenizer.encode(_samples().to(s.device)).float()
     loss, ends = to.ClipLoss(clip, cases.PROMPT, crops=min(4, s.crops)), []
-    for first in range(0, count, batch):
-        numbers = torch.arange(first, first + batch) % len(features)
+    for first in range(0, len(start), batch):
         config = to.OptimizeConfig(iterations=iterations, precision=precision, seed=first)  # type: ignore[arg-type]
         with _no_tf32():
-            history = to.optimize(tokenizer, features[numbers], loss, config).history["loss"]
+            history = to.optimize(tokenizer, start[first : first + batch], loss, config).history["loss"]
         ends.append(history[-max(1, iterations // 10) :].mean(0))
     return torch.cat(ends).double()
 

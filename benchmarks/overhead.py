@@ -2,9 +2,10 @@
 
 Starts a real ComfyUI. In it the node Optimize Tokens and `tokenopt_core.optimize` run in turns, with the same models,
 features, loss, seed and settings (mini, 8 crops), while a client watches bar and previews; of each round the ratio
-counts, and of the ratios the median. Then the workflow text_edit.json runs as it is shipped, twice: with the models to
-be loaded, and with another seed. Both are given by the clock and in seconds that the server itself computed: those
-hold on a machine that does other things besides.
+counts, and of the ratios the median. One more run of the node tells directly what its thread does beside the loop:
+this hardly depends on what else the machine does. Before that, the workflow text_edit.json runs as it is shipped,
+twice: with the models to be loaded, and with another seed. Times are given by the clock, and in seconds that the
+server itself computed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from devtools.server import ComfyServer  # noqa: E402
 
 HEADING = "## Node and edit"
 GOAL, EDIT_GOAL = 1.02, 15.0  # x the bare loop; s
+PARTS = {"callback": "in the callback", "around": "around the loop"}
 Rounds = list[dict[str, list[float]]]  # of each round, each way's seconds by the clock and computed
 
 
@@ -43,16 +45,16 @@ def text_edit() -> Graph:
     return graph
 
 
-def in_turns(client: ComfyClient, iterations: int, rounds: int) -> Rounds:
-    """Runs the timing node in place of Optimize Tokens."""
+def in_turns(client: ComfyClient, iterations: int, rounds: int) -> tuple[Rounds, dict[str, float]]:
+    """Runs the timing node in place of Optimize Tokens: the rounds, and the parts of the node's own time."""
     graph = text_edit()
     inputs = graph[find_node(graph, "TokenOptOptimize")]["inputs"]
     graph[find_node(graph, "TokenOptCLIPLoss")]["inputs"]["crops"] = 8
     sockets = {name: inputs[name] for name in ("titok", "features", "loss")}
     timing = {"class_type": "BenchmarkOverhead", "inputs": {**sockets, "iterations": iterations, "rounds": rounds}}
     prompt = client.execute({**graph, "timing": timing})
-    found: Rounds = json.loads(client.history(prompt)["outputs"]["timing"]["text"][0])
-    return found
+    found = json.loads(client.history(prompt)["outputs"]["timing"]["text"][0])
+    return found["rounds"], found["parts"]
 
 
 def ratios(found: Rounds) -> dict[str, tuple[float, float]]:
@@ -99,12 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             versions = server.get("/system_stats")["system"]
             print(f"{results.machine()}, commit {results.commit()}; load of other programs: {busy}", flush=True)
             edits = [edit(client, process, seed) for seed in (0, 1)]
-            found = in_turns(client, options.iterations, options.rounds)
+            found, parts = in_turns(client, options.iterations, options.rounds)
     for what, (clock, computed) in zip(("models to be loaded", "models loaded"), edits, strict=True):
         print(f"text_edit.json, {what}: {clock:.1f} s, {computed:.1f} s computed (goal: at most {EDIT_GOAL:g} s)")
     for name, (clock, computed) in ratios(found).items():
         goal = f" (goal: at most {GOAL:g})" if name == "as it comes" else ""
         print(f"the node {name}: {clock:.3f} x the bare loop by the clock, {computed:.3f} x computed{goal}")
+    own = (parts["callback"] + parts["around"]) / parts["loop"]
+    where = ", ".join(f"{1000 * parts[name]:.0f} ms {text}" for name, text in PARTS.items())
+    print(f"the node's thread beside the loop: {100 * own:.2f} % of the loop's time ({where})")
     bare = median(one["bare"][1] for one in found)
     print(f"the bare loop: {1000 * bare / options.iterations:.1f} ms an iteration, computed; {len(found)} rounds")
     if options.record:
@@ -113,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  f"ComfyUI {versions['comfyui_version']}", busy, str(options.threads or "default")]  # fmt: skip
         cells += [f"{clock:.1f} s ({computed:.1f} s)" for clock, computed in edits]
         cells += [f"{clock:.3f} ({computed:.3f})" for clock, computed in ratios(found).values()]
+        cells.append(f"{100 * own:.2f} %")
         results.add_row(HEADING, cells)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -12,7 +13,10 @@ import torch
 
 
 class Overhead:
-    """Runs both in turns, inside the executor of a real server, and gives the seconds of each run as text."""
+    """Runs both in turns, inside the executor of a real server, and gives the seconds of each run as text.
+
+    And once the node alone, to say how much of its thread's time is the loop's, the callback's and around the loop.
+    """
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "benchmarks", "run", (), True
 
@@ -30,7 +34,7 @@ class Overhead:
         for number in range(rounds):
             order = list(ways) if number % 2 else list(reversed(ways))  # none always comes after the same other
             found.append({name: _timed(ways[name], iterations) for name in order})
-        return {"ui": {"text": [json.dumps(found)]}}
+        return {"ui": {"text": [json.dumps({"rounds": found, "parts": _parts(ways["as it comes"], iterations)})]}}
 
     def _ways(
         self, titok: Any, features: torch.Tensor, loss: Any, iterations: int
@@ -38,7 +42,7 @@ class Overhead:
         import comfy.utils
         from comfy_api.internal import make_locked_method_func
 
-        node = sys.modules["nodes"].NODE_CLASS_MAPPINGS["TokenOptOptimize"]
+        node = _node()
         core = sys.modules[node.__module__.rsplit(".", 2)[0] + ".tokenopt_core"]
         widgets = {
             item.id: item.default for item in node.GET_SCHEMA().inputs if getattr(item, "default", None) is not None
@@ -66,6 +70,42 @@ class Overhead:
             "without a trajectory": lambda count: whole(count, trajectory_every=0),
             "without trajectory, bar and previews": silent,
         }
+
+
+def _node() -> Any:
+    return sys.modules["nodes"].NODE_CLASS_MAPPINGS["TokenOptOptimize"]
+
+
+def _parts(way: Callable[[int], object], iterations: int) -> dict[str, float]:
+    """Seconds of the executor's thread in one run of the node: in the loop, in its callback, and around it."""
+    module: Any = sys.modules[_node().__module__]
+    loop, spent = module.optimize, {"loop": 0.0, "callback": 0.0, "around": 0.0}
+
+    def timed(*given: Any, **named: Any) -> Any:
+        bound = inspect.signature(loop).bind(*given, **named)
+        callback = bound.arguments["callback"]
+
+        def watched(step: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return callback(step)
+            finally:
+                spent["callback"] += time.thread_time() - started
+
+        bound.arguments["callback"] = watched
+        started = time.thread_time()
+        result = loop(*bound.args, **bound.kwargs)
+        spent["loop"] += time.thread_time() - started - spent["callback"]
+        return result
+
+    module.optimize = timed
+    started = time.thread_time()
+    try:
+        way(iterations)
+    finally:
+        module.optimize = loop
+    spent["around"] = time.thread_time() - started - spent["loop"] - spent["callback"]
+    return spent
 
 
 def _timed(way: Callable[[int], object], iterations: int) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokenopt_core as to
 from tokenopt_core.attention import SelfAttention
-from tokenopt_core.losses import random_crops
 from tokenopt_core.titok.vit import Attention
 
 
@@ -47,6 +46,18 @@ def plain_model(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
+def random_crops(images: Tensor, count: int, generators: Sequence[torch.Generator]) -> list[Tensor]:
+    """The product's random places, cut out one after the other: so many views (B, 3, h, w) of all pictures."""
+    height, width = (round(0.875 * side) for side in images.shape[-2:])
+    crops = []
+    for image, generator in zip(images, generators, strict=True):
+        for down, along, mirror in torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist():
+            y, x = int(down * (image.shape[-2] - height + 1)), int(along * (image.shape[-1] - width + 1))
+            crop = image[:, y : y + height, x : x + width]
+            crops.append(crop.flip(-1) if mirror < 0.5 else crop)
+    return [torch.stack(crops[i::count]) for i in range(count)]
+
+
 def optimize(
     tokenizer: to.Tokenizer,
     features: Tensor,
@@ -70,8 +81,8 @@ def optimize(
     for i in range(config.iterations):
         with torch.autocast(z.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             images = tokenizer.decode(z)
-            views = random_crops(images, crops, 0.875, 0.5, generators).unflatten(0, (len(z), crops))
-            similarity = torch.stack([F.cosine_similarity(clip.embed_image(view), text) for view in views.unbind(1)])
+            views = random_crops(images, crops, generators)
+            similarity = torch.stack([F.cosine_similarity(clip.embed_image(view), text) for view in views])
         loss = -similarity.mean(0).sum()
         adam.zero_grad()
         for model in (tokenizer, clip):

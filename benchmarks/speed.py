@@ -49,7 +49,8 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     share = needed / seconds / cases.ceiling(device, options.precision)
     by_mode = dict(zip(modes, taken, strict=True))
     ratio = f"{median(a / b for a, b in zip(by_mode['fast'], by_mode['plain'], strict=True)):.2f}" if taken[1:] else ""
-    rate = f"{options.batch / seconds / options.iterations:.3g} ({options.iterations} iterations)"
+    plural = "s" if options.iterations > 1 else ""
+    rate = f"{options.batch / seconds / options.iterations:.3g} ({options.iterations} iteration{plural})"
     values = (
         date.today().isoformat(), f"`{results.commit()}`", cases.machine(device), torch.__version__, options.model,
         options.mode, options.precision, options.batch, options.crops, torch.get_num_threads(),
