@@ -68,7 +68,9 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, start: int, width: int, heigh
         pen.text((at(x, 0)[0], bottom + 7 * FINER), f"{x:g}", INK, font, anchor="ma")
     pen.line((left, top, left, bottom, right, bottom), INK, FINER)
     last = panel.points[-1][0]
-    pen.line((*at(0, panel.line(0)), *at(last, panel.line(last))), LINE, FINER)
+    slope = panel.line(1) - panel.line(0)
+    first = max(0.0, -panel.line(0) / slope) if slope > 0 else 0.0  # where it comes out of the axis below
+    pen.line((*at(first, panel.line(first)), *at(last, panel.line(last))), LINE, FINER)
     pen.line([at(x, y) for x, y in panel.points], colour, 2 * FINER, joint="curve")
     for x, y in panel.points:
         across, up = at(x, y)

@@ -24,7 +24,7 @@ def test_bench_gpu_runs_all_its_parts_on_a_cpu(tmp_path, capsys) -> None:
     rows = [Row(**row) for part in report["parts"].values() for row in part["rows"]]
     assert all(row.value is not None and math.isfinite(row.value) for row in rows), rows
     assert not [row for row in rows if row.verdict == "failed"] and code == 0
-    assert [row.verdict for row in rows if row.correctness] == ["met", "met"]
+    assert [row.verdict for row in rows if row.correctness] == ["met"] * 3
     assert all(row.correctness or not row.verdict for row in rows), "the goals of speed are for another run"
     goals = {row.goal for row in rows}
     assert goals >= {"at most 0.0001", "at most 1 s", "at most 20 s", "at most 4 GB", "at least 1.6"}
@@ -109,6 +109,7 @@ def test_speed_refuses_what_it_cannot_run(wrong, capsys) -> None:
     assert wrong[1] in capsys.readouterr().err
 
 
-def test_the_plain_loop_needs_half_as_many_operations_again() -> None:
+def test_gradients_of_weights_are_counted_with_the_plain_loop() -> None:
     fast = cases.make("mini", "cpu", 1, 2, to.OptimizeConfig(precision="float32"))
-    assert 1.3 < cases.flops(cases.as_plain(fast)) / cases.flops(fast) < 1.6
+    # half as much again for them, and what the product leaves out besides
+    assert 1.3 < cases.flops(cases.as_plain(fast)) / cases.flops(fast) < 3
