@@ -39,8 +39,8 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     modes = [options.mode, *({"fast", "plain"} - {options.mode} if options.compare else ())]
     chosen, peak = [], 0
     for mode in modes:  # each with models of its own: a run may leave on them what it prepared for the next
-        case = cases.make(options.model, options.device, options.batch, options.crops, config)
-        chosen.append(case if mode == "fast" else cases.as_plain(case))
+        choose = cases.as_plain if mode == "plain" else lambda case: case
+        chosen.append(choose(cases.make(options.model, options.device, options.batch, options.crops, config)))
         # first-use costs; on a GPU those of a long run, too, which is prepared otherwise than a short one
         chosen[-1].run(options.iterations if device.type == "cuda" and mode == "fast" else 2)
         peak = peak or cases.peak_memory(device)  # before the other mode's models are there
