@@ -10,6 +10,7 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,34 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokenopt_core as to
-from tokenopt_core.attention import SelfAttention
-from tokenopt_core.titok.vit import Attention
+from tokenopt_core.attention import LastBlock, SelfAttention
+from tokenopt_core.titok.vit import Attention, Block
 
 
 class PlainAttention(nn.Module):
     """PyTorch's own module, called as the tokenizer calls its attention."""
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.attention = attention
+        width = attention.out_proj.in_features
+        self.attention = nn.MultiheadAttention(width, attention.heads, batch_first=True).to(attention.out_proj.weight)
+        self.attention.load_state_dict(attention.state_dict())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wanted: slice | None = None) -> Tensor:
         return self.attention(x, x, x, need_weights=False)[0]
+
+
+class WholeBlock(nn.Module):
+    """A last block that computes every token, whoever looks at it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.ln_2, self.mlp = block.ln_1, PlainAttention(block.attn), block.ln_2, block.mlp
+        self.ls_1, self.ls_2 = (getattr(block, name, nn.Identity()) for name in ("ls_1", "ls_2"))
+
+    def forward(self, x: Tensor, wanted: slice = slice(None), attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.ls_1(self.attn(self.ln_1(x)))
+        return (x + self.ls_2(self.mlp(self.ln_2(x))))[:, wanted]
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -38,11 +54,10 @@ def plain_model(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Attention):
-                attention = nn.MultiheadAttention(child.out_proj.in_features, child.heads, batch_first=True)
-                attention.load_state_dict(child.state_dict())
-                attention.to(child.out_proj.weight)
-                setattr(module, name, attention if isinstance(child, SelfAttention) else PlainAttention(attention))
+            if isinstance(child, (Block, LastBlock)):
+                setattr(module, name, WholeBlock(child))
+            elif isinstance(child, SelfAttention) and not isinstance(module, (WholeBlock, LastBlock)):
+                setattr(module, name, PlainAttention(child).attention)
     return model.requires_grad_(True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .attention import LastBlock
 from .clip import Clip
 from .losses import Loss, Similarity
 from .titok.maskgit import PixelDecoder, PixelEncoder
@@ -116,20 +117,22 @@ def tower(clip: Clip) -> Footprint:
     return _transformer(*shape, weights) + Footprint(CROP * pixels)
 
 
-def _transformer_of(visual: nn.Module) -> tuple[int, int, int, float] | None:
-    """Layers, tokens, width and kept hidden numbers of open_clip's or timm's vision transformer; None of another."""
+def _transformer_of(visual: nn.Module) -> tuple[int, int, int, int, float] | None:
+    """Layers, tokens, those the last layer computes, width and kept hidden numbers of open_clip's or timm's vision
+    transformer; None of another."""
     module: Any = visual
     try:
         if hasattr(module, "trunk"):
             trunk = module.trunk
             tokens = trunk.patch_embed.num_patches + trunk.num_prefix_tokens
             extra = 2 * trunk.embed_dim if getattr(trunk, "rope", None) is not None else 0  # turned queries and keys
-            return len(trunk.blocks), tokens, trunk.embed_dim, trunk.blocks[0].mlp.fc1.out_features + extra
+            return len(trunk.blocks), tokens, tokens, trunk.embed_dim, trunk.blocks[0].mlp.fc1.out_features + extra
         blocks = module.transformer.resblocks
         tokens, width = module.positional_embedding.shape
         mlp = blocks[0].mlp
         products = 2 if type(mlp.gelu).__name__ == "QuickGELU" else 1  # x * sigmoid(1.7 x) keeps both factors
-        return len(blocks), tokens, width, products * mlp.c_fc.out_features
+        last = 1 if isinstance(blocks[-1], LastBlock) else tokens
+        return len(blocks), tokens, last, width, products * mlp.c_fc.out_features
     except AttributeError:
         return None
 
@@ -139,14 +142,18 @@ def _titok(part: Encoder | Decoder, tokenizer: Tokenizer) -> Footprint:
     first: Any = part.transformer[0]
     weights = sum(p.numel() for p in part.parameters())
     hidden = first.mlp.c_fc.out_features
-    return _transformer(len(part.transformer), places + tokenizer.num_tokens, width, hidden, weights)
+    tokens = places + tokenizer.num_tokens
+    last = places - 1 if isinstance(part, Decoder) else tokens
+    return _transformer(len(part.transformer), tokens, last, width, hidden, weights)
 
 
-def _transformer(layers: int, tokens: int, width: int, hidden: float, weights: int) -> Footprint:
+def _transformer(layers: int, tokens: int, last: int, width: int, hidden: float, weights: int) -> Footprint:
+    """last: tokens that the last layer computes; all have keys and values there."""
+    others = tokens - last
     return Footprint(
+        arithmetic=layers * tokens * (ATTENTION * width + hidden) - others * (ATTENTION / 2 * width + hidden),
         # the last layer's head counts as a layer more
-        arithmetic=layers * tokens * (ATTENTION * width + hidden),
-        norms=(layers + 1) * tokens * NORMS * width,
+        norms=(layers + 1) * tokens * NORMS * width - others * 1.5 * NORMS * width,
         passing=PASSING * tokens * (width + hidden),
         weights=weights,
     )

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from tokenopt_core.attention import SelfAttention, fuse
+from tokenopt_core.attention import LastBlock, SelfAttention, fuse
 
 SMALL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
@@ -27,7 +27,9 @@ def test_pictures_and_gradients_are_the_same(more, dtype) -> None:
     plain = made(**more).to(dtype)
     fused = copy.deepcopy(plain)
     fuse(fused.visual)
-    assert all(type(block.attn) is SelfAttention for block in fused.visual.transformer.resblocks)
+    blocks = fused.visual.transformer.resblocks
+    assert isinstance(blocks[-1], LastBlock) == ("pool_type" not in more)
+    assert all(type(block.attn) is SelfAttention for block in blocks)
     assert {k: v.shape for k, v in fused.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
     images = torch.rand(3, 3, 32, 32, dtype=dtype, generator=torch.Generator().manual_seed(1))
     results = []

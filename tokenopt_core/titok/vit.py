@@ -20,9 +20,17 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, L, W) -> (B, L, W)
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
+    def forward(self, x: Tensor, wanted: slice | None = None) -> Tensor:  # (B, L, W) -> (B, L, W)
+        """What all tokens learn from all, or what only the `wanted` ones do."""
+        if wanted is None:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
+        else:
+            width = x.shape[-1]
+            asked = F.linear(x[:, wanted], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            q = asked.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+            k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
 
 
@@ -48,8 +56,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, wanted: slice | None = None) -> Tensor:  # (B, L, W) -> (B, L or the wanted, W)
+        x = (x if wanted is None else x[:, wanted]) + self.attn(self.ln_1(x), wanted)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -126,9 +134,10 @@ class Decoder(nn.Module):
         start = self.class_embedding.expand(len(x), -1, -1)
         masks = torch.cat([start, masks], 1) + self.positional_embedding
         x = self.ln_pre(torch.cat([masks, x], 1))
-        for block in self.transformer:
+        for block in self.transformer[:-1]:
             x = block(x)
-        patches = self.ln_post(x[:, 1 : self.grid**2 + 1])
+        # the last block need not compute what nobody looks at: of a small decoder's tokens that is half
+        patches = self.ln_post(self.transformer[-1](x, slice(1, self.grid**2 + 1)))
         return self.head(patches.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
 
     def head(self, patches: Tensor) -> Tensor:  # (B, W, grid, grid) -> (B, 3, S, S)
