@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .linear import Linear
 from .titok.vit import Attention
 
 
@@ -47,6 +48,9 @@ def fuse(tower: nn.Module) -> None:
             fused = SelfAttention(attention.embed_dim, attention.num_heads)
             fused.load_state_dict(attention.state_dict(), assign=True)
             block.attn = fused
+            for name, layer in list(block.mlp.named_children()):
+                if type(layer) is nn.Linear:
+                    setattr(block.mlp, name, Linear(layer))
     # only open_clip's own tower that gives a picture's vector and takes it from the class token
     pools_first = getattr(tower, "pool_type", "") == "tok" and getattr(tower, "attn_pool", blocks) is None
     if len(blocks) > 1 and pools_first and not tower.output_tokens and type(blocks[-1].attn) is SelfAttention:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..linear import linear
 from .config import PIXEL_CODES, TiTokConfig, Transformer
 
 
@@ -23,15 +24,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, wanted: slice | None = None) -> Tensor:  # (B, L, W) -> (B, L, W)
         """What all tokens learn from all, or what only the `wanted` ones do."""
         if wanted is None:
-            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
             q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
         else:
             width = x.shape[-1]
-            asked = F.linear(x[:, wanted], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            asked = linear(x[:, wanted], self.in_proj_weight[:width], self.in_proj_bias[:width])
             q = asked.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+            kv = linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return linear(found, self.out_proj.weight, self.out_proj.bias)
 
 
 class MLP(nn.Module):
@@ -43,7 +45,8 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        hidden = F.gelu(linear(x, self.c_fc.weight, self.c_fc.bias))
+        return linear(hidden, self.c_proj.weight, self.c_proj.bias)
 
 
 class Block(nn.Module):
