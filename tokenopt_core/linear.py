@@ -50,11 +50,11 @@ class _Frozen(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias in oneDNN, without a gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    return (
+    return bool(
         type(x) is Tensor
         and x.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
