@@ -38,10 +38,13 @@ class Captures:
             self._weights = weights
             self.functions.clear()
 
-    def add(self, key: object, function: Function | None) -> None:
-        self.functions[key] = function
-        while len(self.functions) > SHAPES:
-            del self.functions[next(iter(self.functions))]
+    def make_room(self, used: set[object]) -> bool:
+        """Whether one more may be captured; for it the oldest goes that this run has not used."""
+        if len(self.functions) < SHAPES:
+            return True
+        oldest = next((key for key in self.functions if key not in used), None)
+        self.functions.pop(oldest, None)
+        return oldest is not None
 
 
 class Replay:
@@ -53,8 +56,8 @@ class Replay:
     def __init__(self, device: torch.device, iterations: int, wanted: bool) -> None:
         self._capture = CAPTURE.get(device.type)
         self._may_capture = iterations >= CAPTURE_FROM
-        self._checked: set[nn.Module] = set()
         self._uses: dict[object, int] = {}
+        self._used: dict[nn.Module, set[object]] = {}
         self.suspended = self._capture is None or not wanted  # True: everything is computed as usual
 
     @contextmanager
@@ -71,15 +74,16 @@ class Replay:
         if self.suspended or not (torch.is_grad_enabled() and x.requires_grad):
             return function(x)
         captures = _captures.setdefault(model, Captures())
-        if model not in self._checked:
-            self._checked.add(model)
+        if model not in self._used:
             captures.check(model)
         shape = (function.__name__, x.shape, x.dtype, x.device, *_modes(x.device))
         # a second use in the same iteration must not overwrite what the first one's gradient still needs
-        use = self._uses[shape] = self._uses.get(shape, -1) + 1
+        use = self._uses[model, shape] = self._uses.get((model, shape), -1) + 1
         key = (*shape, use)
-        if key not in captures.functions and self._may_capture:
-            captures.add(key, self._try(function, x))
+        used = self._used.setdefault(model, set())
+        if key not in captures.functions and self._may_capture and captures.make_room(used):
+            captures.functions[key] = self._try(function, x)
+        used.add(key)
         replay = captures.functions.get(key)
         # a copy: the graph writes its next result where this one lies
         return function(x) if replay is None else replay(x).clone()

@@ -140,7 +140,9 @@ def test_a_loss_may_keep_what_it_was_given(tokenizer: to.Tokenizer, clip: to.Cli
 
     settings = vars(CONFIG)
     plain = to.optimize(tokenizer, start(tokenizer), Moving(), to.OptimizeConfig(**settings | {"capture": False}))
+    assert not capturing.captured
     agree(plain, to.optimize(tokenizer, start(tokenizer), Moving(), CONFIG))
+    assert len(capturing.captured) == 2  # it was replayed: only then could what was kept be overwritten
 
 
 def test_callbacks_keep_their_pictures(tokenizer: to.Tokenizer, clip: to.Clip, capturing: Capturing) -> None:
@@ -239,3 +241,11 @@ def test_only_so_many_shapes_are_kept(tokenizer: to.Tokenizer, clip: to.Clip, ca
     for crops in range(1, graphs.SHAPES + 3):
         to.optimize(tokenizer, start(tokenizer), to.ClipLoss(clip, "a fox", crops=crops), CONFIG)
     assert len(graphs._captures[clip].functions) == graphs.SHAPES
+
+
+def test_more_losses_than_captures_are_not_captured_over_and_over(
+    tokenizer: to.Tokenizer, clip: to.Clip, capturing: Capturing
+) -> None:
+    terms = [(str(i), 1.0, to.ClipLoss(clip, "a fox", crops=1)) for i in range(graphs.SHAPES + 2)]
+    agree(*both(tokenizer, to.WeightedSum(terms)))
+    assert len(capturing.captured) == 1 + graphs.SHAPES  # the others run as usual
