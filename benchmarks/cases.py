@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,12 +103,6 @@ def ceiling(device: torch.device, precision: str) -> float:
     return 2 * side**3 / min(times[1:])
 
 
-def switch(config: to.OptimizeConfig, name: str, value: object) -> to.OptimizeConfig | None:
-    """The config with one of its switches set; None where the core has no such switch."""
-    known = name in {item.name for item in fields(config)}
-    return replace(config, **{name: value}) if known else None  # type: ignore[arg-type]
-
-
 def _linear_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
     return 2 * math.prod(x) * weight[0]
 
@@ -118,7 +112,7 @@ FORMULAS = {torch.ops.mkldnn._linear_pointwise: _linear_flops}  # what the count
 
 def flops(case: Case) -> float:
     """Operations of one iteration, counted; the plain loop's gradients of weights among them."""
-    counted = replace(case, config=switch(case.config, "capture", False) or case.config)  # a replay shows none
+    counted = replace(case, config=replace(case.config, capture=False))  # a replay shows none
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as once:
         counted.run(1)
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as twice:

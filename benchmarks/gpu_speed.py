@@ -88,9 +88,9 @@ def against_plain(s: Setting) -> Iterator[Row]:
 def switches(s: Setting) -> Iterator[Row]:
     """One thing changed at a time, in turns with the default."""
     default = s.case()
-    uncaptured = cases.switch(default.config, "capture", False)
-    if uncaptured and s.device == "cuda":
-        yield _beside(s, default, "without CUDA graphs", replace(default, config=uncaptured).run)
+    if s.device == "cuda":
+        uncaptured = replace(default, config=replace(default.config, capture=False))
+        yield _beside(s, default, "without CUDA graphs", uncaptured.run)
     yield _beside(s, default, "float32 weights, arithmetic in half precision", s.case(weights="float32").run)
     for half in s.halves[1:]:
         yield _beside(s, default, half, s.case(weights=half, precision=half).run)
@@ -143,11 +143,9 @@ def compiled(s: Setting) -> Iterator[Row]:
         backends["torch.compile with its own CUDA graphs"] = {"mode": "reduce-overhead"}
     for name, settings in backends.items():
         for captured in (False, True) if s.device == "cuda" else (False,):
-            case = s.case()
-            config = cases.switch(case.config, "capture", captured)
-            if captured and (config is None or "mode" in settings):
+            if captured and "mode" in settings:
                 continue  # graphs within graphs there are not
-            case.config = config or case.config
+            case = s.case(capture=captured)
             for part in ("decoder", "pixel_decoder"):
                 if hasattr(case.tokenizer.model, part):
                     getattr(case.tokenizer.model, part).compile(**settings)
