@@ -66,8 +66,10 @@ def optimize_bytes(
 
     watching: each CLIP and its number of crops, see `views`. dtype: what is computed in, `OptimizeConfig.precision`.
     """
-    total = _bytes(decoder(tokenizer), batch, tokenizer.dtype, dtype)
-    return math.ceil(total + sum(_bytes(tower(clip), batch * crops, clip.dtype, dtype) for clip, crops in watching))
+    costs = [_bytes(decoder(tokenizer), batch, tokenizer.dtype, dtype)]
+    costs += [_bytes(tower(clip), batch * crops, clip.dtype, dtype) for clip, crops in watching]
+    # one layer of one model is computed at a time
+    return math.ceil(MARGIN * (sum(kept for kept, _ in costs) + max(passing for _, passing in costs)))
 
 
 def forward_bytes(model: Tokenizer | Clip, batch: int) -> int:
@@ -76,14 +78,14 @@ def forward_bytes(model: Tokenizer | Clip, batch: int) -> int:
     return math.ceil(MARGIN * batch * max(part.passing for part in parts) * model.dtype.itemsize)
 
 
-def _bytes(part: Footprint, batch: int, weights: torch.dtype, compute: torch.dtype) -> float:
+def _bytes(part: Footprint, batch: int, weights: torch.dtype, compute: torch.dtype) -> tuple[float, float]:
     """Kept and passing bytes of a batch; float32 arithmetic means the dtype of the weights, see `optimize`."""
     if compute is torch.float32:
-        return MARGIN * batch * (part.arithmetic + part.norms + part.passing) * weights.itemsize
+        return batch * (part.arithmetic + part.norms) * weights.itemsize, batch * part.passing * weights.itemsize
     # autocast: norms run in float32, and weights of another dtype are cast each time they are used
     cast = 0 if weights is compute else part.weights
-    narrow = batch * (part.arithmetic + part.passing / 2) + cast
-    return MARGIN * (narrow * compute.itemsize + batch * (part.norms + part.passing / 2) * 4)
+    kept = (batch * part.arithmetic + cast) * compute.itemsize + batch * part.norms * 4
+    return kept, batch * part.passing / 2 * (compute.itemsize + 4)
 
 
 def encoder(tokenizer: Tokenizer) -> Footprint:

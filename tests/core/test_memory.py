@@ -226,7 +226,7 @@ def test_a_whole_run_takes_what_was_estimated() -> None:
         to.optimize(tokenizer, start, terms, to.OptimizeConfig(iterations=3))
     assert views([*losses, to.MaskedL1Loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8))]) == [(clip, 5), (clip, 1)]
     estimated = optimize_bytes(tokenizer, views(losses), 2)
-    assert memory.peak <= estimated <= 1.6 * memory.peak
+    assert memory.peak <= estimated <= 1.5 * memory.peak
 
 
 @pytest.mark.parametrize("name", ["mini", "titok_l32", "maskgit_vqgan", "ViT-B-32"])
