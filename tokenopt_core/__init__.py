@@ -5,12 +5,14 @@ ComfyUI. Pictures are (B, 3, H, W) in [0, 1], features (B, N, D), a loss is any 
 """
 
 from .clip import Clip, load_clip
+from .importance import Survey, parse_partitions, token_importance
 from .loading import load_tokenizer
 from .losses import ClipLoss, ImagePromptLoss, MaskedL1Loss, WeightedSum
 from .optimize import OptimizeConfig, Result, Step, optimize
 from .regularizers import TokenRegularizer
 from .reset import TokenReset
 from .schedules import NoiseSchedule
+from .search import L1Change, Wanted, search_token
 from .tokenizer import Tokenizer
 from .tokens import copy_paste, random_features
 
@@ -20,18 +22,24 @@ __all__ = [
     "Clip",
     "ClipLoss",
     "ImagePromptLoss",
+    "L1Change",
     "MaskedL1Loss",
     "NoiseSchedule",
     "OptimizeConfig",
     "Result",
     "Step",
+    "Survey",
     "TokenRegularizer",
     "TokenReset",
     "Tokenizer",
+    "Wanted",
     "WeightedSum",
     "copy_paste",
     "load_clip",
     "load_tokenizer",
     "optimize",
+    "parse_partitions",
     "random_features",
+    "search_token",
+    "token_importance",
 ]
