@@ -4,48 +4,52 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .canvas import fit
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others can start programs (EPS), or are no pictures
 
 
-def find_pictures(folder: Path, inside: Path | None = None) -> list[Path]:
+class Found(NamedTuple):
+    """What is in a folder."""
+
+    files: list[Path]
+    outside: list[Path]  # links that lead out of where pictures may come from
+
+
+def find_pictures(folder: Path, inside: Path | None = None) -> Found:
     """The picture files in a folder and the folders in it, sorted; not hidden ones, and none in linked folders.
 
-    inside: links to files that are not in this folder are left out.
+    inside: links to files that are not in this folder are told apart.
     """
-    found = []
+    found = Found([], [])
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES and (not inside or is_inside(path, inside))]
-    return sorted(found)
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
+                (found.files if _is_inside(path, inside) else found.outside).append(path)
+    found.files.sort()
+    found.outside.sort()
+    return found
 
 
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file that was found in this folder is there, and no link that leads out of it."""
-    if not path.is_symlink():
+def _is_inside(path: Path, folder: Path | None) -> bool:
+    if folder is None or not path.is_symlink():
         return True
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a circle
         return False
-
-
-def readable(files: Iterable[Path]) -> Iterator[tuple[Path, Tensor | ValueError]]:
-    """Each file with its picture, or with the error that says why it has none."""
-    for path in files:
-        try:
-            yield path, read_picture(path)
-        except ValueError as error:
-            yield path, error
 
 
 def read_picture(source: Path | bytes) -> Tensor:
@@ -73,6 +77,17 @@ def read_file(path: Path) -> bytes:
     if not path.is_file():  # a pipe would keep us waiting
         raise ValueError("it is no ordinary file" if path.exists() else "it is gone")
     return path.read_bytes()
+
+
+def one_size(pictures: Sequence[Tensor], size: int = 0) -> Tensor:
+    """Pictures (3, H, W) as one batch: their middle squares at `size` px.
+
+    size: 0 leaves pictures of one size as they are, and makes others as large as the smallest of their squares.
+    """
+    if not size and len({picture.shape for picture in pictures}) == 1:
+        return torch.stack(list(pictures))
+    size = size or min(min(picture.shape[1:]) for picture in pictures)
+    return torch.cat([fit(picture[None], None, size)[0] for picture in pictures])
 
 
 def in_words(error: Exception) -> str:

@@ -49,7 +49,7 @@ def pick_seeds(
     if mode not in PICKS:
         raise ValueError(f"unknown way to pick {mode!r}: expected one of {', '.join(PICKS)}")
     if similarities.ndim != 1 or not torch.isfinite(similarities).all():
-        raise ValueError(f"expected a finite similarity for each picture, got {tuple(similarities.shape)}")
+        raise ValueError("expected a finite similarity for each picture, and some are none: load the CLIP in float32")
     if not 1 <= count <= len(similarities):
         raise ValueError(f"{count} pictures are to be picked out of {len(similarities)}: expected at most as many")
     if not 0 <= percent <= 100:
