@@ -67,6 +67,12 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
     return tokenizer
 
 
+def mini_presets() -> Presets:
+    """The attributes of the shipped tokenizer, without loading it."""
+    folder = MINI / "tokenizer"
+    return read_presets(folder / FILE, TiTokConfig.from_dict(read_config(folder / CONFIG)).num_tokens)
+
+
 def _presets(path: Path, num_tokens: int, config: TiTokConfig) -> Presets:
     """What lies beside the weights goes before what is known of the published ones."""
     published = variant_of(config)
