@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .clip import Clip
-from .seeds import embed_prompt
+from .seeds import TextTower, embed_prompt
 
 LEAST_RISE = 0.02  # of the guiding similarity that counts as one; the paper's edits make 0.09 to 0.47
 # What the judge's similarity must rise by, as a share of what the guide's does. From Table 1, with the SigLIP's scale
@@ -28,25 +27,39 @@ class Judge(Protocol):
         ...
 
 
-# Judges that come with the package, which no CLIP is related to: name -> what loads it.
-JUDGES: dict[str, Callable[[], Judge]] = {}
+class Embedder(TextTower, Protocol):
+    """Two towers, such as a `Clip`."""
+
+    def embed_image(self, images: Tensor, /) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> (B, E), L2-normalised."""
+        ...
+
+
+# Judges that come with the package, which no CLIP is related to: name -> what loads it, see `as_judge`.
+JUDGES: dict[str, Callable[[], Any]] = {}
 
 
 def load_judge(name: str) -> Judge:
     """One of the package's own judges."""
     if name not in JUDGES:
         raise ValueError(f"unknown judge {name!r}: expected {', '.join(JUDGES) or 'a CLIP, for there is none by name'}")
-    return JUDGES[name]()
+    return as_judge(JUDGES[name]())
+
+
+def as_judge(model: Any) -> Judge:
+    """What embeds texts and pictures, or scores by itself, as a judge."""
+    return ClipJudge(model) if hasattr(model, "embed_image") and hasattr(model, "embed_text") else model
 
 
 class ClipJudge:
     """Scores of a CLIP, its cosine similarities; of a SigLIP `similarity * exp(logit_scale) + logit_bias`."""
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: Embedder) -> None:
         self._clip = clip
-        bias = getattr(clip.model, "logit_bias", None)
+        towers: Any = getattr(clip, "model", None)
+        bias = getattr(towers, "logit_bias", None)
         self.name = "CLIP score" if bias is None else "SigLIP score"
-        self.scale = 1.0 if bias is None else float(clip.model.logit_scale.detach().double().exp())
+        self.scale = 1.0 if bias is None else float(towers.logit_scale.detach().double().exp())
         self.bias = 0.0 if bias is None else float(bias.detach())
 
     @torch.no_grad()

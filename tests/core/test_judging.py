@@ -119,6 +119,19 @@ def test_a_judge_of_the_package_is_asked_for_by_name(monkeypatch, images) -> Non
     assert torch.equal(load_judge("mine")(images, "a fox"), images.mean((1, 2, 3)))
 
 
+def test_two_towers_are_a_judge_whatever_they_are(monkeypatch, images) -> None:
+    class Towers:
+        def embed_text(self, prompts: list[str]) -> torch.Tensor:
+            return torch.tensor([[0.0, 0.0, 1.0]] * len(prompts))
+
+        def embed_image(self, pictures: torch.Tensor) -> torch.Tensor:
+            return pictures.mean((2, 3))
+
+    monkeypatch.setitem(judging.JUDGES, "towers", Towers)
+    judge = load_judge("towers")
+    torch.testing.assert_close(judge(images, "blue"), images[:, 2].mean((1, 2)))
+
+
 def test_pixels_that_climb_the_guide_are_seen_through() -> None:
     """The real thing: the mini CLIP is talked into seeing another sample; a judge that looks at the pixels is not."""
     start, target = (path for path in sorted((MINI / "samples").glob("*.png"))[:4] if ".mask" not in path.name)
