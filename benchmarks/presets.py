@@ -204,7 +204,8 @@ nearest of all clean renders) read the result. It is the share of the pairs that
 result had the reference's value.
 
 The preset is the fewest of the most important positions, at most {most}, whose paste brings the attribute along and
-leaves all others as they were in at least {alone:.0%} of the pairs. An attribute that no such paste moves alone has none.
+leaves all others as they were in at least {alone:.0%} of the pairs; an attribute that no such paste moves alone has
+none.
 
 | attribute | most important | its paste | strongest paste | its paste | preset: its paste | leaving all else |
 | --- | ---: | ---: | ---: | ---: | --- | ---: |
