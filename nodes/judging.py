@@ -100,7 +100,8 @@ class BestOf(io.ComfyNode):
         pictures, earlier = to_bchw(images), None if before is None else to_bchw(before)
         _check_counts(len(pictures), keep, earlier, features)
         parse_prompts(prompt)
-        notes = [note for model in _different(judge, guide) for note in unknown_words(model.model, prompt)]
+        asked = [model.model for model in (judge, guide) if model is not None]
+        notes = list(dict.fromkeys(note for clip in asked for note in unknown_words(clip, prompt)))
         with gradients(), torch.no_grad():
             judging = _judge(judge_name, judge)
             scores = _Scores.of(judging, pictures, earlier, prompt)
@@ -146,10 +147,6 @@ def _check_counts(count: int, keep: int, earlier: Tensor | None, features: Tenso
         raise ValueError(f"before must be one picture, or one for each of the {count} results, got {len(earlier)}")
     if features is not None and len(features) != count:
         raise ValueError(f"the features must be those of the {count} results, got features of {len(features)} pictures")
-
-
-def _different(*models: ModelPatcher | None) -> list[ModelPatcher]:
-    return list({id(model): model for model in models if model is not None}.values())
 
 
 def _judge(name: str, connected: ModelPatcher | None) -> _Judge:
@@ -205,12 +202,12 @@ def _warning(fooled: Tensor | None, scores: _Scores, guided: _Scores | None) -> 
 def _table(order: Tensor, keep: int, name: str, scores: _Scores, guided: _Scores | None, fooled: Tensor | None) -> str:
     columns: dict[str, Tensor] = {name: scores.after}
     if scores.before is not None:
-        columns[f"{name} before"] = scores.before
+        columns["before"] = scores.before
     if guided is not None:
         columns["guide"] = guided.after
         if guided.before is not None:
             columns["guide before"] = guided.before
-    head = ["rank", "result", "kept", *columns, *(["fools the guide"] if fooled is not None else [])]
+    head = ["rank", "result", "kept", *columns, *(["adversarial"] if fooled is not None else [])]
     rows = [
         [rank, i + 1, "yes" if rank <= keep else "no", *(float(column[i]) for column in columns.values())]
         + ([] if fooled is None else ["yes" if fooled[i] else "no"])

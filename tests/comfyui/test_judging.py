@@ -80,11 +80,11 @@ def test_results_that_please_the_guide_alone_are_named(judge, openclip, other, s
     inputs = {"images": after, "prompt": prompt, "judge": other, "guide": openclip, "before": before}
     _, _, table, notes = judge(**inputs)
     assert "1 of 3 results may fool the guiding CLIP (number 1): it rose from" in notes
-    marked = {row["result"]: row["fools the guide"] for row in table}
+    marked = {row["result"]: row["adversarial"] for row in table}
     assert marked == {"1": "yes", "2": "no", "3": "no"}
     row = next(row for row in table if row["result"] == "1")
     assert float(row["guide"]) > float(row["guide before"])
-    assert float(row["CLIP score"]) < float(row["CLIP score before"])
+    assert float(row["CLIP score"]) < float(row["before"])
 
 
 def test_results_that_please_both_are_not(judge, openclip, pack, samples, prompt) -> None:
@@ -92,7 +92,7 @@ def test_results_that_please_both_are_not(judge, openclip, pack, samples, prompt
     twin.model.model.visual.proj.data[:, :64] *= 0.5  # another model, of much the same opinion
     inputs = {"images": samples[[2]], "prompt": prompt, "judge": twin, "guide": openclip, "before": samples[[0]]}
     _, _, (row,), notes = judge(**inputs)
-    assert (row["fools the guide"], notes) == ("no", "")
+    assert (row["adversarial"], notes) == ("no", "")
 
 
 def test_a_single_picture_before_stands_for_all(judge, openclip, other, samples, prompt) -> None:
