@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--presets", type=Path, default=MINI / "tokenizer" / FILE)
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "token_importance.md")
     options = parser.parse_args()
+    options.presets.unlink(missing_ok=True)  # the old ones may not even fit the tokenizer
     measured = measure(options)
     options.presets.write_text(json.dumps(to_json(measured), indent=2) + "\n", encoding="utf-8")
     options.report.write_text(report(measured), encoding="utf-8")

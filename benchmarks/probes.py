@@ -27,11 +27,7 @@ from torch import Tensor  # noqa: E402
 
 import tokenopt_core as to  # noqa: E402
 from benchmarks.presets import BATCH, attributes  # noqa: E402
-from tokenopt_core.canvas import fit  # noqa: E402
-from tokenopt_core.heatmap import draw_heatmap  # noqa: E402
-from tokenopt_core.pictures import find_pictures, read_picture  # noqa: E402
-from tokenopt_core.plot import plot_history  # noqa: E402
-from tokenopt_core.probes import (  # noqa: E402
+from benchmarks.probing import (  # noqa: E402
     Labelled,
     ProbeConfig,
     Round,
@@ -39,6 +35,10 @@ from tokenopt_core.probes import (  # noqa: E402
     table_accuracy,
     transformer_features,
 )
+from tokenopt_core.canvas import fit  # noqa: E402
+from tokenopt_core.heatmap import draw_heatmap  # noqa: E402
+from tokenopt_core.pictures import find_pictures, read_picture  # noqa: E402
+from tokenopt_core.plot import plot_history  # noqa: E402
 
 CODES, TRANSFORMER = "codes", "transformer features"
 TESTED = 5  # one picture in so many is for the test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,9 +72,14 @@ class CopyPaste(io.ComfyNode):
         return io.NodeOutput(copy_paste(target, reference, positions, strength, presets))
 
 
+@cache
 def _attributes() -> str:
     """The names that the tokenizers known here have, in words."""
-    known = {"mini": mini_presets()} | {name: variant.presets for name, variant in VARIANTS.items()}
+    try:
+        mini = mini_presets()
+    except (ValueError, OSError):  # TiTok Load says what is wrong with the file; the pack loads all the same
+        mini = {}
+    known = {"mini": mini} | {name: variant.presets for name, variant in VARIANTS.items()}
     return ". ".join(f"{name}: {', '.join(presets)}" for name, presets in known.items() if presets)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from benchmarks import probes
 from benchmarks.presets import Effect, attributes, choose, effect
+from benchmarks.probing import Labelled, ProbeConfig, iterative_masking, table_accuracy, transformer_features
 from tests.core.conftest import TINY, tiny_tokenizer
-from tokenopt_core.probes import Labelled, ProbeConfig, iterative_masking, table_accuracy, transformer_features
 
 POSITIONS, CODES = 5, 12
 

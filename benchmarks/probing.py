@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokenizer import Tokenizer
+from tokenopt_core import Tokenizer
 
 
 @dataclass(frozen=True)
