@@ -22,7 +22,22 @@ def rows(table: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table)))
 
 
-def test_it_is_the_cores_search(pack, titok, features, plain_tokenizer, assert_same) -> None:
+FEW = 64  # codes
+
+
+@pytest.fixture
+def short(pack, monkeypatch) -> None:
+    """Searches end after a few codes, so that they are quick."""
+    part = pack.part("nodes.search")
+    whole = part.search_token
+
+    def search(tokenizer, tokens, position, criterion, callback, *rest):
+        return whole(tokenizer, tokens, position, criterion, lambda done: callback(done) or done >= FEW, *rest)
+
+    monkeypatch.setattr(part, "search_token", search)
+
+
+def test_it_is_the_cores_search(pack, titok, features, plain_tokenizer) -> None:
     found, picture, sheet, table = pack.run("TokenOptSearch", titok=titok, features=features, position=3, top_k=4)
     codes, scores = to.search_token(plain_tokenizer, features, 3)
     listed = rows(table)
@@ -40,39 +55,31 @@ def test_it_is_the_cores_search(pack, titok, features, plain_tokenizer, assert_s
     assert sheet.shape[0] == 1 and sheet.shape[2] > 3 * 64 and sheet.std() > 0.05
 
 
+@pytest.mark.usefixtures("short")
 def test_a_loss_chooses_the_code(pack, titok, openclip, features, plain_tokenizer, plain_clip) -> None:
     loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt="at night", crops=1, weight=2.0)[0]
     _, picture, _, table = pack.run("TokenOptSearch", titok=titok, features=features, loss=loss, top_k=3)
-    numbers = plain_tokenizer.indices(features).repeat(3, 1)
-    numbers[:, 0] = torch.tensor([int(row["code"]) for row in rows(table)])
     wanted = to.Wanted(to.WeightedSum([("clip", 2.0, to.ClipLoss(plain_clip, "at night", crops=1))]))
-    with torch.no_grad():
-        expected = wanted(plain_tokenizer.decode(plain_tokenizer.lookup(numbers)))
-        before = pack.run("TokenOptDecode", titok=titok, features=features)[0]
-        similarity = -to.ClipLoss(plain_clip, "at night", crops=0)(torch.cat([before, picture]).permute(0, 3, 1, 2))
+    expected = to.search_token(plain_tokenizer, features, 0, wanted, lambda done: done >= FEW)[1]
     scores = [float(row["score"]) for row in rows(table)]
-    assert scores == pytest.approx(expected.tolist(), abs=1e-3) and scores == sorted(scores, reverse=True)
-    assert similarity[1] > similarity[0]
+    assert scores == pytest.approx(expected[:3].tolist(), abs=1e-3) and scores == sorted(scores, reverse=True)
+    before = pack.run("TokenOptDecode", titok=titok, features=features)[0]
+    with torch.no_grad():
+        both = wanted(torch.cat([before, picture]).permute(0, 3, 1, 2).contiguous())
+    assert both[1] > both[0] and both[1] == pytest.approx(scores[0], abs=1e-2)  # IMAGE is cut off at 0 and 1
 
 
+@pytest.mark.usefixtures("short")
 def test_all_positions_one_after_the_other(pack, titok, features, monkeypatch) -> None:
     import comfy.utils
 
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append((value, total)))
-    few = pack.part("nodes.search").AT_ONCE  # codes, so that it is quick: the search ends after the first part
-    whole = pack.part("nodes.search").search_token
-
-    def short(tokenizer, tokens, position, criterion, callback, *rest):
-        return whole(tokenizer, tokens, position, criterion, lambda done: callback(done) or done >= few, *rest)
-
-    monkeypatch.setattr(pack.part("nodes.search"), "search_token", short)
     found, _, _, table = pack.run("TokenOptSearch", titok=titok, features=features, position=-1)
     listed = rows(table)
-    count = titok.model.num_tokens
+    count, codes = titok.model.num_tokens, titok.model.codebook_size
     assert [int(row["position"]) for row in listed] == list(range(count))
-    codes = titok.model.codebook_size
-    assert shown == [(few + codes * i, codes * count) for i in range(count)]
+    assert shown == [(done + codes * i, codes * count) for i in range(count) for done in (32, FEW)]
     best = max(listed, key=lambda row: float(row["score"]))
     single = pack.run("TokenOptSearch", titok=titok, features=features, position=int(best["position"]), top_k=1)
     assert rows(single[3]) == [best] and torch.equal(single[0], found)
