@@ -246,3 +246,14 @@ def test_interruption_stops_and_keeps_what_was_seen(pick, pack, openclip, folder
         pick(prompt="a fox", folder="seeds")
     pick(prompt="a fox", folder="seeds")
     assert seen == [32, len(samples) + 8]
+
+
+def test_the_bar_runs_to_its_end(pick, folder, samples, monkeypatch) -> None:
+    import comfy.utils
+
+    shown: list[tuple[int, int]] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda now, total, *_, **__: shown.append((now, total)))
+    for _ in range(2):  # embedded, and remembered
+        shown.clear()
+        pick(prompt="a fox", folder="seeds", images=torch.cat(list(samples.values())))
+        assert shown == [(len(samples), 2 * len(samples)), (2 * len(samples), 2 * len(samples))]
