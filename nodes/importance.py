@@ -104,11 +104,11 @@ class Importance(io.ComfyNode):
     ) -> io.NodeOutput:
         asked = parse_partitions(partitions)
         chosen = _choose(asked, positions_of)
-        files = _files(folder) if folder.strip() else []
+        files, outside = _files(folder) if folder.strip() else ([], [])
         if images is None and not files:
             raise ValueError("there are no pictures: connect some to images, or name a folder that holds some")
         check_fit(titok.model, [openclip.model])
-        notes = _unknown_words(openclip.model, asked)
+        notes = _unknown_words(openclip.model, asked) + outside
         node_id = str(cls.hidden.unique_id)
         tell(node_id, [])
         with gradients(), torch.no_grad():
@@ -133,14 +133,16 @@ def _unknown_words(clip: Clip, asked: Sequence[Partition]) -> list[str]:
     return [f"the {clip.name} CLIP does not know: {printable(', '.join(sorted(words)))}"] if words else []
 
 
-def _files(folder: str) -> list[Path]:
+def _files(folder: str) -> tuple[list[Path], list[str]]:
+    """The pictures in a folder, and a note on links that are not followed."""
     import folder_paths
 
     found = find_pictures(input_folder(folder), Path(folder_paths.get_input_directory()))
+    links = f"{len(found.outside)} links that lead out of the input folder were left out"
     if not found.files:
-        links = f", only {len(found.outside)} links that lead out of the input folder" if found.outside else ""
-        raise ValueError(f"there are no picture files in {printable(folder.strip())!r} or in its folders{links}")
-    return found.files
+        but = f"; {links}" if found.outside else ""
+        raise ValueError(f"there are no picture files in {printable(folder.strip())!r} or in its folders{but}")
+    return found.files, [links] if found.outside else []
 
 
 def _survey(
@@ -183,8 +185,13 @@ def _pictures(images: Tensor | None, files: list[Path], size: int, skipped: list
         yield torch.cat(squares), len(part)
 
 
+def _positions(found: Sequence[Finding]) -> int:
+    """How many token positions there are."""
+    return next(len(finding.importance) for finding in found if finding.importance is not None)
+
+
 def _heatmap(found: Sequence[Finding], top: int) -> Tensor:
-    width = max(len(finding.importance) for finding in found if finding.importance is not None)
+    width = _positions(found)
     blank = torch.full((width,), torch.nan, dtype=torch.float64)
     values = torch.stack([blank if f.importance is None else f.importance for f in found])
     return from_pil(draw_heatmap([f.partition.name for f in found], values, [f.top(top) for f in found], CAPTION))
@@ -192,7 +199,7 @@ def _heatmap(found: Sequence[Finding], top: int) -> Tensor:
 
 def _table(found: Sequence[Finding]) -> str:
     """CSV: a line a partition, its importance by position."""
-    width = max(len(finding.importance) for finding in found if finding.importance is not None)
+    width = _positions(found)
     rows = []
     for finding in found:
         classes = zip(finding.partition.classes, finding.counts, strict=True)

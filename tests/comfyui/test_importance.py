@@ -146,8 +146,12 @@ def test_a_link_that_leads_outside_is_refused(run, folder, tmp_path) -> None:
         run(folder="importance/loop")
     (folder / "links").mkdir()
     (folder / "links" / "one.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match="only 1 links that lead out of the input folder"):
+    with pytest.raises(
+        ValueError, match=r"no picture files in .*; 1 links that lead out of the input folder were left"
+    ):
         run(folder="importance/links")
+    (folder / "out").unlink()
+    assert "1 links that lead out of the input folder were left out" in run(folder="importance")[3]
 
 
 def test_a_folder_that_changes_is_read_again(pack, folder) -> None:

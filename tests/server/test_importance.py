@@ -46,8 +46,8 @@ def folder(comfy_server) -> Path:
     """A folder in the server's input folder, with pictures and files that are none."""
     root: Path = comfy_server.base / "input" / "importance test"
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("fox on grass by day", "house on snow by day", "penguin on snow at night"):
-        (root / f"{name}.png").write_bytes((MINI / "samples" / f"{name}.png").read_bytes())
+    for path in (MINI / "samples").glob("*.png"):
+        (root / path.name).write_bytes(path.read_bytes())
     (root / "broken.png").write_bytes(b"no picture")
     return root
 
