@@ -2,7 +2,24 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import canvas, finish, folders, losses, models, optimize, plot, regularizers, reset, samples, tokenizer, tokens
+from . import (
+    canvas,
+    finish,
+    folders,
+    importance,
+    judging,
+    losses,
+    models,
+    optimize,
+    plot,
+    regularizers,
+    reset,
+    samples,
+    search,
+    seeds,
+    tokenizer,
+    tokens,
+)
 
 
 class TokenOptExtension(ComfyExtension):
@@ -11,5 +28,20 @@ class TokenOptExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
         finish.register()
-        modules = (models, samples, tokenizer, tokens, losses, regularizers, reset, optimize, plot, canvas)
+        modules = (
+            models,
+            samples,
+            tokenizer,
+            tokens,
+            losses,
+            regularizers,
+            reset,
+            optimize,
+            plot,
+            canvas,
+            importance,
+            search,
+            seeds,
+            judging,
+        )
         return [node for module in modules for node in module.NODES]

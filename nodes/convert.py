@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -55,6 +56,11 @@ def to_mask(mask: Tensor, images: Tensor) -> Tensor:
 def to_bhwc(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> IMAGE (B, H, W, 3) in [0, 1], on the CPU."""
     return images.detach().clamp(0, 1).permute(0, 2, 3, 1).float().cpu().contiguous()
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """A picture of Pillow's as IMAGE (1, H, W, 3)."""
+    return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core.plot import plot_history
+from .convert import from_pil
 from .inputs import checked
 from .sockets import CATEGORY, History
 
@@ -34,7 +33,7 @@ class LossPlot(io.ComfyNode):
     @checked
     def execute(cls, history: dict[str, Tensor], width: int, height: int) -> io.NodeOutput:
         picture = plot_history({name: curve.clone() for name, curve in history.items()}, width, height)
-        return io.NodeOutput(torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None])
+        return io.NodeOutput(from_pil(picture))
 
 
 NODES = [LossPlot]

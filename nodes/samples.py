@@ -13,6 +13,7 @@ from ..tokenopt_core.loading import MINI
 from .inputs import checked
 from .sockets import CATEGORY
 
+ALL = "all"
 SAMPLES = MINI / "samples"  # NAME.png, and NAME.mask.png with the subject in white
 
 
@@ -37,7 +38,11 @@ class SamplePicture(io.ComfyNode):
             display_name="Sample Picture",
             category=CATEGORY,
             description="A picture of the mini tokenizer's world, with the mask of its subject.",
-            inputs=[io.Combo.Input("name", options=sample_names(), tooltip="Which picture.")],
+            inputs=[
+                io.Combo.Input(
+                    "name", options=[*sample_names(), ALL], tooltip="Which picture. all: every one, as a batch."
+                )
+            ],
             outputs=[
                 io.Image.Output("image", display_name="IMAGE"),
                 io.Mask.Output("mask", display_name="MASK", tooltip="The subject in white."),
@@ -47,6 +52,10 @@ class SamplePicture(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, name: str) -> io.NodeOutput:
+        if name == ALL:
+            pictures = [read(SAMPLES / f"{each}.png", "RGB") for each in sample_names()]
+            masks = [read(SAMPLES / f"{each}.mask.png", "L") for each in sample_names()]
+            return io.NodeOutput(torch.cat(pictures), torch.cat(masks))
         if name not in sample_names():  # also what keeps a name from leading out of the folder
             raise ValueError(f"there is no sample picture {name!r}: expected one of {', '.join(sample_names())}")
         return io.NodeOutput(read(SAMPLES / f"{name}.png", "RGB"), read(SAMPLES / f"{name}.mask.png", "L"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core import copy_paste, random_features
+from ..tokenopt_core.loading import mini_presets
+from ..tokenopt_core.titok import VARIANTS
 from ..tokenopt_core.tokens import STARTS, Start
 from . import widgets
 from .convert import gradients
@@ -36,7 +39,8 @@ class CopyPaste(io.ComfyNode):
                 io.String.Input(
                     "positions",
                     default="0",
-                    tooltip="Which tokens, counted from 0: numbers and ranges, such as 3, 7, 12-15.",
+                    tooltip="Which tokens, counted from 0: numbers and ranges, such as 3, 7, 12-15. With the tokenizer "
+                    "connected also attributes by name.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -46,14 +50,37 @@ class CopyPaste(io.ComfyNode):
                     step=0.01,
                     tooltip="1: the reference's tokens. 0: the target's. Between: a mixture.",
                 ),
+                TiTok.Input(
+                    "titok",
+                    optional=True,
+                    tooltip="The tokenizer that the features come from: then positions may name attributes that it is "
+                    f"known for. {_attributes()}.",
+                ),
             ],
             outputs=[Features.Output("features", display_name="FEATURES", tooltip="For Decode or Optimize Tokens.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, target: Tensor, reference: Tensor, positions: str, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(copy_paste(target, reference, positions, strength))
+    def execute(
+        cls, target: Tensor, reference: Tensor, positions: str, strength: float, titok: ModelPatcher | None = None
+    ) -> io.NodeOutput:
+        presets = None if titok is None else titok.model.presets
+        if titok is not None:
+            for features in (target, reference):
+                titok.model.check(features)
+        return io.NodeOutput(copy_paste(target, reference, positions, strength, presets))
+
+
+@cache
+def _attributes() -> str:
+    """The names that the tokenizers known here have, in words."""
+    try:
+        mini = mini_presets()
+    except (ValueError, OSError):  # TiTok Load says what is wrong with the file; the pack loads all the same
+        mini = {}
+    known = {"mini": mini} | {name: variant.presets for name, variant in VARIANTS.items()}
+    return ". ".join(f"{name}: {', '.join(presets)}" for name, presets in known.items() if presets)
 
 
 class Random(io.ComfyNode):

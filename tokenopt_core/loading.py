@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from .download import Source
-from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise
+from .presets import FILE, Presets, read_presets
+from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise, variant_of
 from .tokenizer import Statistics, Tokenizer
 from .weights import SUFFIXES, load_strictly, read_config, read_shapes, read_state_dict
 
@@ -55,13 +56,27 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
         raise FileNotFoundError(f"the tokenizer folder {folder} has no {CONFIG}")
     described = read_config(config)
     try:
-        model = _on_meta(TiTokConfig.from_dict(described))
+        titok = TiTokConfig.from_dict(described)
+        model = _on_meta(titok)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
     load_strictly(model, weights, dtype)
     tokenizer = Tokenizer(model, name)
     tokenizer.statistics = _statistics(folder / STATISTICS, (tokenizer.num_tokens, tokenizer.feature_dim))
+    tokenizer.presets = _presets(folder / FILE, tokenizer.num_tokens, titok)
     return tokenizer
+
+
+def mini_presets() -> Presets:
+    """The attributes of the shipped tokenizer, without loading it."""
+    folder = MINI / "tokenizer"
+    return read_presets(folder / FILE, TiTokConfig.from_dict(read_config(folder / CONFIG)).num_tokens)
+
+
+def _presets(path: Path, num_tokens: int, config: TiTokConfig) -> Presets:
+    """What lies beside the weights goes before what is known of the published ones."""
+    published = variant_of(config)
+    return read_presets(path, num_tokens) or (VARIANTS[published].presets if published else {})
 
 
 def _statistics(path: Path, shape: tuple[int, int]) -> Statistics | None:
@@ -84,7 +99,7 @@ def _from_file(path: Path, variant: str | None, dtype: torch.dtype) -> Tokenizer
     with torch.device("meta"):
         model = VARIANTS[variant].make()
     load_strictly(model, path, dtype)
-    return Tokenizer(model, path.stem)
+    return Tokenizer(model, path.stem, presets=VARIANTS[variant].presets)
 
 
 def _on_meta(config: TiTokConfig) -> TiTok:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import graphs
+from .presets import Presets
 from .titok.model import MaskgitVQGAN, TiTok
 from .titok.quantizer import VectorQuantizer, at_least_float32
 
@@ -21,12 +22,20 @@ class Tokenizer(nn.Module):
 
     model: TiTok | MaskgitVQGAN
     statistics: Statistics | None
+    presets: Presets  # attributes by name, and the positions that carry them
 
-    def __init__(self, model: TiTok | MaskgitVQGAN, name: str = "", statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        model: TiTok | MaskgitVQGAN,
+        name: str = "",
+        statistics: Statistics | None = None,
+        presets: Presets | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.statistics = statistics
+        self.presets = presets or {}
 
     @property
     def image_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .presets import LONGEST_NAME, Presets, spelled
 from .tokenizer import Tokenizer
 
 Start = Literal["normal", "statistics", "codes"]
@@ -18,13 +19,15 @@ STARTS: tuple[Start, ...] = ("normal", "statistics", "codes")
 _RANGE = re.compile(r"(\d+)\s*(?:-\s*(\d+))?")
 
 
-def parse_positions(positions: str | Sequence[int], num_tokens: int) -> list[int]:
+def parse_positions(positions: str | Sequence[int], num_tokens: int, presets: Presets | None = None) -> list[int]:
     """Token positions from text such as "31" or "3, 7, 12-15", or from a list of ints; sorted, each once.
 
-    Raises ValueError for no position at all, a range that runs backwards and one beyond `num_tokens` - 1.
+    presets: the names that may stand in the text beside numbers, "lighting, 7", and the positions of each.
+    Raises ValueError for no position at all, an unknown name, a range that runs backwards and one beyond
+    `num_tokens` - 1.
     """
     if isinstance(positions, str):
-        ranges = _parse(positions)
+        ranges = _parse(positions, presets)
     else:
         ranges = [(int(position), int(position)) for position in positions]
     if not ranges:
@@ -38,10 +41,13 @@ def parse_positions(positions: str | Sequence[int], num_tokens: int) -> list[int
     return sorted(found)
 
 
-def _parse(text: str) -> list[tuple[int, int]]:
+def _parse(text: str, presets: Presets | None) -> list[tuple[int, int]]:
     """The first and the last position of each range."""
     found: list[tuple[int, int]] = []
     for part in filter(None, (p.strip() for p in re.split(r"[,;\n]", text))):
+        if any(c.isalpha() for c in part):
+            found.extend((position, position) for position in _named(part, presets))
+            continue
         match = _RANGE.fullmatch(part)
         if not match or len(part) > 20:
             raise ValueError(f"cannot read the token positions {part[:40]!r}: expected numbers and ranges: 3, 7, 12-15")
@@ -54,11 +60,31 @@ def _parse(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def copy_paste(target: Tensor, reference: Tensor, positions: str | Sequence[int], strength: float = 1.0) -> Tensor:
+def _named(name: str, presets: Presets | None) -> tuple[int, ...]:
+    """The positions of an attribute."""
+    if presets is None:
+        raise ValueError(
+            f"cannot read the token positions {name[:40]!r}: expected numbers and ranges: 3, 7, 12-15. Names of "
+            "attributes are read only where the tokenizer is given, too: connect it"
+        )
+    if spelled(name) not in presets:
+        known = f"it has {', '.join(presets)}" if presets else "it has none: give numbers and ranges: 3, 7, 12-15"
+        raise ValueError(f"this tokenizer has no attribute called {name[:LONGEST_NAME]!r}: {known}")
+    return presets[spelled(name)]
+
+
+def copy_paste(
+    target: Tensor,
+    reference: Tensor,
+    positions: str | Sequence[int],
+    strength: float = 1.0,
+    presets: Presets | None = None,
+) -> Tensor:
     """The target's features with the reference's at some positions (paper, Section 3.3).
 
     target, reference: features (B, N, D) of one tokenizer; a batch of one goes with any other.
-    positions: "3, 7, 12-15", or a list of ints.
+    positions: "3, 7, 12-15", or a list of ints; with `presets`, `tokenizer.presets` for instance, the text may name
+        attributes, too: "lighting, 7".
     strength: 1 replaces; below 1 the two are mixed before quantization, 0 leaves the target.
     """
     if target.ndim != 3 or reference.ndim != 3 or target.shape[1:] != reference.shape[1:]:
@@ -73,7 +99,7 @@ def copy_paste(target: Tensor, reference: Tensor, positions: str | Sequence[int]
         )
     if not (math.isfinite(strength) and 0 <= strength <= 1):
         raise ValueError(f"the strength must be a number from 0 to 1, got {strength}")
-    chosen = parse_positions(positions, target.shape[1])
+    chosen = parse_positions(positions, target.shape[1], presets)
     count = max(len(target), len(reference))
     pasted = target.expand(count, -1, -1).clone()
     # torch.lerp is exact at both ends: a strength of 1 gives the reference's very numbers

@@ -2,7 +2,7 @@
 
 from .config import TiTokConfig, Transformer
 from .model import MaskgitVQGAN, TiTok, TwoStageTiTok, VaeTiTok, build
-from .variants import VARIANTS, recognise, signature
+from .variants import VARIANTS, recognise, signature, variant_of
 
 __all__ = [
     "VARIANTS",
@@ -15,4 +15,5 @@ __all__ = [
     "build",
     "recognise",
     "signature",
+    "variant_of",
 ]

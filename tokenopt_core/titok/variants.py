@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,11 +19,13 @@ class Variant:
 
     make: Callable[[], TiTok | MaskgitVQGAN]
     source: Source
+    presets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # attribute -> positions that carry it
 
 
 def _variant(name: str, config: TiTokConfig) -> Variant:
     files = ("config.json", "model.safetensors")
-    return Variant(partial(build, config), Source(f"yucornetto/tokenizer_{name}_imagenet", files))
+    source = Source(f"yucornetto/tokenizer_{name}_imagenet", files)
+    return Variant(partial(build, config), source, _PRESETS.get(name, {}))
 
 
 def _two_stage(size: str, tokens: int) -> TiTokConfig:
@@ -46,9 +48,24 @@ _TITOK = {
     "titok_bl64_vae_c16": _direct("base", 64, 16, None),
     "titok_bl128_vae_c16": _direct("base", 128, 16, None),
 }
+# found by eye in the paper (Figures 2 and 3)
+_PRESETS = {
+    "titok_l32": {
+        "background blur": (18,),
+        "colourisation": (12, 24, 27),
+        "lighting": (31,),
+        "pose": (21,),
+        "sharpening": (12,),
+    }
+}
 VARIANTS = {name: _variant(name, config) for name, config in _TITOK.items()} | {
     "maskgit_vqgan": Variant(MaskgitVQGAN, Source("fun-research/TiTok", ("maskgit-vqgan-imagenet-f16-256.bin",)))
 }
+
+
+def variant_of(config: TiTokConfig) -> str | None:
+    """The published variant that has this config, if there is one."""
+    return next((name for name, published in _TITOK.items() if published == config), None)
 
 
 def signature(name: str) -> dict[str, tuple[int, ...]]:
