@@ -10,21 +10,21 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..tokenopt_core import Clip
 from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.heatmap import draw_heatmap
 from ..tokenopt_core.importance import Finding, Partition, Survey, parse_partitions
 from ..tokenopt_core.memory import forward_bytes
-from ..tokenopt_core.pictures import find_pictures, read_picture
+from ..tokenopt_core.pictures import read_picture
 from ..tokenopt_core.thrift import Thrift
+from . import widgets
 from .batches import AT_ONCE
 from .convert import from_pil, gradients, to_bchw
-from .input_folder import input_folder
+from .input_folder import pictures_in, stamp
 from .inputs import checked
 from .models import check_fit, load, make_room
 from .progress import tell
 from .sockets import CATEGORY, OpenClip, TiTok
-from .tables import MOST_NOTES, csv_table, printable, tell_few
+from .tables import MOST_NOTES, csv_table, printable, tell_few, unknown_words
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -63,12 +63,7 @@ class Importance(io.ComfyNode):
                     default="",
                     tooltip="The name of the partition whose top positions are given. Empty: the first.",
                 ),
-                io.String.Input(
-                    "folder",
-                    default="",
-                    tooltip="A folder inside ComfyUI's input folder, such as photos/beach: all pictures in it and in "
-                    "its folders, one after the other. Empty: none.",
-                ),
+                widgets.folder(),
                 io.Image.Input("images", optional=True, tooltip="Pictures, instead of a folder or beside it."),
             ],
             outputs=[
@@ -81,14 +76,9 @@ class Importance(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
-        """Changes when the folder's files do, so that they are read again."""
-        try:
-            files = find_pictures(input_folder(folder)).files if folder.strip() else []
-            stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
-        except (ValueError, OSError, AttributeError):  # `execute` says what is wrong
-            stamps = []
-        return f"{folder!r} {hash(tuple(stamps))}"
+    def fingerprint_inputs(cls, folder: str | None = "", **_: Any) -> str | float:
+        """Changes when the folder's files do."""
+        return stamp(folder)
 
     @classmethod
     @checked
@@ -108,7 +98,7 @@ class Importance(io.ComfyNode):
         if images is None and not files:
             raise ValueError("there are no pictures: connect some to images, or name a folder that holds some")
         check_fit(titok.model, [openclip.model])
-        notes = _unknown_words(openclip.model, asked) + outside
+        notes = unknown_words(openclip.model, [c for each in asked for c in each.classes]) + outside
         node_id = str(cls.hidden.unique_id)
         tell(node_id, [])
         with gradients(), torch.no_grad():
@@ -127,21 +117,10 @@ def _choose(asked: Sequence[Partition], name: str) -> int:
     return names.index(name.strip()) if name.strip() else 0
 
 
-def _unknown_words(clip: Clip, asked: Sequence[Partition]) -> list[str]:
-    """A note, if there are any; ValueError for a prompt of nothing else."""
-    words = {word for partition in asked for prompt in partition.classes for word in clip.check_prompt(prompt)}
-    return [f"the {clip.name} CLIP does not know: {printable(', '.join(sorted(words)))}"] if words else []
-
-
 def _files(folder: str) -> tuple[list[Path], list[str]]:
     """The pictures in a folder, and a note on links that are not followed."""
-    import folder_paths
-
-    found = find_pictures(input_folder(folder), Path(folder_paths.get_input_directory()))
+    found = pictures_in(folder)
     links = f"{len(found.outside)} links that lead out of the input folder were left out"
-    if not found.files:
-        but = f"; {links}" if found.outside else ""
-        raise ValueError(f"there are no picture files in {printable(folder.strip())!r} or in its folders{but}")
     return found.files, [links] if found.outside else []
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
 
+from ..tokenopt_core.pictures import Found, find_pictures
+from .tables import printable
+
 LONGEST = 1000  # characters
 
 
@@ -17,7 +20,7 @@ def input_folder(text: str) -> Path:
 
     root = Path(folder_paths.get_input_directory()).resolve()
     path = PureWindowsPath(text.strip())  # knows both kinds of slashes, and drives
-    shown = "".join(c if c.isprintable() else "?" for c in text.strip()[:80])
+    shown = printable(text.strip())
     if path.anchor or ".." in path.parts or "\0" in text or len(text) > LONGEST:
         raise ValueError(f"the folder {shown!r} must be a path inside ComfyUI's input folder, such as photos/beach")
     try:
@@ -30,3 +33,24 @@ def input_folder(text: str) -> Path:
     if not folder.is_relative_to(root):
         raise ValueError(f"the folder {shown!r} leads out of ComfyUI's input folder: refused. Copy the pictures there")
     return folder
+
+
+def pictures_in(name: str) -> Found:
+    """The picture files in such a folder and its folders; ValueError if there are none."""
+    found = find_pictures(input_folder(name), inside=input_folder("."))
+    if not found.files:
+        links = f", only {len(found.outside)} links that lead out of the input folder" if found.outside else ""
+        raise ValueError(f"there are no picture files in {printable(name.strip())!r} and its folders{links}")
+    return found
+
+
+def stamp(name: str | None) -> str | float:
+    """Changes when the files in such a folder do, so that ComfyUI looks again: `fingerprint_inputs`."""
+    if not isinstance(name, str):  # it comes over a link, and is not known yet: what is no number equals nothing
+        return float("nan")
+    try:
+        files = find_pictures(input_folder(name)).files if name.strip() else []
+        stamps = [(str(file), file.lstat().st_mtime_ns, file.lstat().st_size) for file in files]
+    except (ValueError, OSError):  # `execute` says what is wrong
+        return name
+    return f"{name} {hash(tuple(stamps))}"

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..tokenopt_core.identity import same_weights
 from ..tokenopt_core.judging import JUDGES, ClipJudge, best_of, is_adversarial, load_judge
 from ..tokenopt_core.prompts import parse_prompts
+from . import widgets
 from .batches import AT_ONCE, in_batches
 from .convert import gradients, to_bchw
 from .inputs import checked
 from .models import load
 from .progress import tell
 from .sockets import CATEGORY, Features, OpenClip
-from .tables import csv_table, tell_few, unknown_words
+from .tables import csv_table, tell_few, unknown_in_prompt
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -40,12 +41,7 @@ class BestOf(io.ComfyNode):
             "only pleases the guiding model is said.",
             inputs=[
                 io.Image.Input("images", tooltip="The results, such as those of Optimize Tokens."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What they are to show. Several with weights: a red apple:2 | at night.",
-                ),
+                widgets.prompt("What they are to show."),
                 io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to keep, the best first."),
                 io.Combo.Input(
                     "judge_name",
@@ -101,7 +97,7 @@ class BestOf(io.ComfyNode):
         _check_counts(len(pictures), keep, earlier, features)
         parse_prompts(prompt)
         asked = [model.model for model in (judge, guide) if model is not None]
-        notes = list(dict.fromkeys(note for clip in asked for note in unknown_words(clip, prompt)))
+        notes = list(dict.fromkeys(note for clip in asked for note in unknown_in_prompt(clip, prompt)))
         with gradients(), torch.no_grad():
             judging = _judge(judge_name, judge)
             scores = _Scores.of(judging, pictures, earlier, prompt)

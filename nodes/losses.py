@@ -77,12 +77,8 @@ class ClipLossNode(io.ComfyNode):
             description="Pulls the picture toward a text: the negative CLIP similarity.",
             inputs=[
                 OpenClip.Input("openclip", tooltip="From OpenCLIP Load."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What the result should show. Name what is to stay, too: what the prompt does not name "
-                    "may drift. Several with weights: a red apple:2 | at night.",
+                widgets.prompt(
+                    "What the result should show. Name what is to stay, too: what the prompt does not name may drift."
                 ),
                 io.String.Input(
                     "negative",

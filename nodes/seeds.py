@@ -16,18 +16,18 @@ from ..tokenopt_core.canvas import fit
 from ..tokenopt_core.embeddings import EmbeddingCache, embed_files
 from ..tokenopt_core.identity import fingerprint
 from ..tokenopt_core.memory import forward_bytes
-from ..tokenopt_core.pictures import find_pictures, one_size, read_picture
+from ..tokenopt_core.pictures import one_size, read_picture
 from ..tokenopt_core.seeds import PICKS, Pick, embed_prompt, pick_seeds
 from ..tokenopt_core.thrift import Thrift
 from . import widgets
 from .batches import AT_ONCE
 from .convert import gradients, to_bchw, to_bhwc
-from .input_folder import input_folder
+from .input_folder import input_folder, pictures_in, stamp
 from .inputs import checked
 from .models import load, make_room
 from .progress import tell
 from .sockets import CATEGORY, OpenClip
-from .tables import csv_table, printable, tell_few, unknown_words
+from .tables import csv_table, printable, tell_few, unknown_in_prompt
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -46,18 +46,8 @@ class SeedPicker(io.ComfyNode):
             "prompt, some of the nearest, or any.",
             inputs=[
                 OpenClip.Input("openclip", tooltip="Compares the pictures with the prompt."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What the result is to show. Several with weights: a red apple:2 | at night.",
-                ),
-                io.String.Input(
-                    "folder",
-                    default="",
-                    tooltip="A folder inside ComfyUI's input folder, such as photos/beach: all pictures in it and in "
-                    "its folders. What the CLIP sees in them is kept on the disk. Empty: none.",
-                ),
+                widgets.prompt("What the result is to show."),
+                widgets.folder(" What the CLIP sees in them is kept on the disk."),
                 io.Combo.Input(
                     "mode",
                     options=list(PICKS),
@@ -96,15 +86,8 @@ class SeedPicker(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = "", **_: Any) -> str | float:
-        """Changes when the folder's files do, so that ComfyUI looks again."""
-        if not isinstance(folder, str):  # it comes over a link, and is not known yet
-            return float("nan")
-        try:
-            files = find_pictures(input_folder(folder)).files if folder.strip() else []
-            stamps = [(str(file), file.lstat().st_mtime_ns, file.lstat().st_size) for file in files]
-        except (ValueError, OSError):  # `execute` says what is wrong
-            return folder
-        return f"{folder} {hash(tuple(stamps))}"
+        """Changes when the folder's files do."""
+        return stamp(folder)
 
     @classmethod
     @checked
@@ -122,7 +105,7 @@ class SeedPicker(io.ComfyNode):
     ) -> io.NodeOutput:
         node_id = str(cls.hidden.unique_id)
         tell(node_id, [])
-        notes = unknown_words(openclip.model, prompt)
+        notes = unknown_in_prompt(openclip.model, prompt)
         there = _Folder.of(folder)
         if images is None and not there.files:
             raise ValueError("there are no pictures: connect some to images, or name a folder that holds some")
@@ -159,12 +142,7 @@ class _Folder:
         """By its name; one without a name is empty."""
         if not name.strip():
             return cls(Path(), [], [])
-        path = input_folder(name)
-        found = find_pictures(path, inside=input_folder("."))
-        if not found.files:
-            links = f", only {len(found.outside)} links that lead out of the input folder" if found.outside else ""
-            raise ValueError(f"there are no picture files in {printable(name.strip())!r} and its folders{links}")
-        return cls(path, *found)
+        return cls(input_folder(name), *pictures_in(name))
 
     def name(self, source: Source) -> str:
         """How a table calls a picture."""

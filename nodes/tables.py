@@ -35,7 +35,12 @@ def tell_few(node_id: str, notes: list[str]) -> None:
     tell(node_id, notes[:MOST_NOTES] + [f"and {more} more: see NOTES"] * (more > 0))
 
 
-def unknown_words(clip: Clip, prompt: str) -> list[str]:
-    """A note on what a CLIP never saw of a prompt; ValueError if it knows nothing of it, or nothing stands there."""
-    unknown = {word for text, _ in parse_prompts(prompt) for word in clip.check_prompt(text)}
+def unknown_words(clip: Clip, texts: Iterable[str]) -> list[str]:
+    """A note on what a CLIP never saw of some texts; ValueError if it knows nothing of one."""
+    unknown = {word for text in texts for word in clip.check_prompt(text)}
     return [f"the {clip.name} CLIP does not know: {printable(', '.join(sorted(unknown)))}"] if unknown else []
+
+
+def unknown_in_prompt(clip: Clip, prompt: str) -> list[str]:
+    """The same of a prompt's parts; ValueError also if nothing stands there."""
+    return unknown_words(clip, [text for text, _ in parse_prompts(prompt)])
