@@ -12,6 +12,7 @@ from . import (
     models,
     optimize,
     plot,
+    refine,
     regularizers,
     reset,
     samples,
@@ -41,6 +42,7 @@ class TokenOptExtension(ComfyExtension):
             canvas,
             importance,
             search,
+            refine,
             seeds,
             judging,
         )

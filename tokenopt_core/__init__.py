@@ -10,6 +10,7 @@ from .judging import ClipJudge, best_of
 from .loading import load_tokenizer
 from .losses import ClipLoss, ImagePromptLoss, MaskedL1Loss, WeightedSum
 from .optimize import OptimizeConfig, Result, Step, optimize
+from .refine import Exchange, Refined, refine_tokens
 from .regularizers import TokenRegularizer
 from .reset import TokenReset
 from .schedules import NoiseSchedule
@@ -24,11 +25,13 @@ __all__ = [
     "Clip",
     "ClipJudge",
     "ClipLoss",
+    "Exchange",
     "ImagePromptLoss",
     "L1Change",
     "MaskedL1Loss",
     "NoiseSchedule",
     "OptimizeConfig",
+    "Refined",
     "Result",
     "Step",
     "Survey",
@@ -45,6 +48,7 @@ __all__ = [
     "parse_partitions",
     "pick_seeds",
     "random_features",
+    "refine_tokens",
     "search_token",
     "token_importance",
 ]

@@ -44,6 +44,24 @@ class DivisibleLoss(Protocol):
 
 
 @runtime_checkable
+class CroppedLoss(Protocol):
+    """A loss of random crops that can look at the whole picture instead: for decisions, not for gradients."""
+
+    def uncropped(self) -> Loss:
+        """The same loss of whole pictures."""
+        ...
+
+
+@runtime_checkable
+class PairedLoss(Protocol):
+    """A loss that has something of its own for each picture of a batch, and can be had for one of them."""
+
+    def of_picture(self, picture: int, count: int) -> Loss:
+        """The loss of one picture of a batch of `count`, for as many pictures as are tried in its place."""
+        ...
+
+
+@runtime_checkable
 class NamedLosses(Protocol):
     """A loss that is a sum, and can say what of."""
 
@@ -60,6 +78,16 @@ def with_generators(loss: Loss, generators: Sequence[torch.Generator]) -> Loss:
 def in_pieces(loss: Loss, pieces: int) -> Loss:
     """`loss` in so many pieces; one that knows no pieces comes back as it is."""
     return loss.in_pieces(pieces) if isinstance(loss, DivisibleLoss) else loss
+
+
+def uncropped(loss: Loss) -> Loss:
+    """`loss` of whole pictures; one that knows no crops comes back as it is."""
+    return loss.uncropped() if isinstance(loss, CroppedLoss) else loss
+
+
+def of_picture(loss: Loss, picture: int, count: int) -> Loss:
+    """`loss` of one picture of a batch of `count`; one that treats all alike comes back as it is."""
+    return loss.of_picture(picture, count) if isinstance(loss, PairedLoss) else loss
 
 
 class Similarity(nn.Module):
@@ -91,6 +119,12 @@ class Similarity(nn.Module):
         divided = copy.copy(self)
         divided._pieces = pieces
         return divided
+
+    def uncropped(self) -> Self:
+        """A copy that looks at the whole picture, unmirrored."""
+        whole = copy.copy(self)
+        whole.crops = 0
+        return whole
 
     def embed(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> their crops' embeddings (B * crops, E)."""
@@ -209,6 +243,21 @@ class MaskedL1Loss(nn.Module):
         self.register_buffer("target", target.detach().clone())
         self.register_buffer("known", known.detach().clone())
 
+    def of_picture(self, picture: int, count: int) -> MaskedL1Loss:
+        """The loss of one picture of a batch of `count`, whose target and mask go with any number of pictures."""
+        if len(self.target) not in (1, count) or len(self.known) not in (1, count):
+            compared = max(len(self.target), len(self.known))
+            raise ValueError(
+                f"the masked L1 loss compares with {compared} pictures, but there are {count}: give one, or one for "
+                "each of them"
+            )
+        one = copy.copy(self)  # its buffers are those of the original until they are replaced
+        one._buffers = {
+            name: kept if kept is None or len(kept) == 1 else kept[picture : picture + 1]
+            for name, kept in self._buffers.items()
+        }
+        return one
+
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[2:] != self.target.shape[2:] or len(self.target) not in (1, len(images)):
             raise ValueError(
@@ -247,6 +296,14 @@ class WeightedSum:
     def in_pieces(self, pieces: int) -> WeightedSum:
         """The same sum with every part that can be divided in so many pieces."""
         return WeightedSum([(name, weight, in_pieces(loss, pieces)) for name, weight, loss in self._terms])
+
+    def uncropped(self) -> WeightedSum:
+        """The same sum with every part that looks at crops looking at whole pictures."""
+        return WeightedSum([(name, weight, uncropped(loss)) for name, weight, loss in self._terms])
+
+    def of_picture(self, picture: int, count: int) -> WeightedSum:
+        """The same sum for one picture of a batch of `count`."""
+        return WeightedSum([(name, weight, of_picture(loss, picture, count)) for name, weight, loss in self._terms])
 
     @property
     def crops(self) -> int:
