@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from training.world import GROUNDS, LIGHTINGS, SUBJECTS, Scene
+from training.world import ATTRIBUTES, GROUNDS, LIGHTINGS, SUBJECTS, Scene
 
 NAMES = {
-    "apple": ("an apple", "a red apple"),
-    "car": ("a car", "a blue car", "a jeep"),
-    "fox": ("a fox",),
-    "frog": ("a frog", "a green frog"),
-    "gift": ("a gift", "a present"),
-    "house": ("a house", "a home"),
-    "lemon": ("a lemon", "a yellow lemon"),
-    "mushroom": ("a mushroom", "a toadstool"),
-    "panda": ("a panda", "a panda bear"),
-    "penguin": ("a penguin",),
-    "sunflower": ("a sunflower", "a flower"),
-    "tree": ("a tree", "a pine tree", "a fir tree"),
+    "apple": ("apple", "red apple"),
+    "car": ("car", "blue car", "jeep"),
+    "cupcake": ("cupcake", "pink cupcake", "cake"),
+    "elephant": ("elephant", "grey elephant"),
+    "fox": ("fox",),
+    "frog": ("frog", "green frog"),
+    "gift": ("gift", "present"),
+    "grapes": ("bunch of grapes", "bunch of purple grapes"),
+    "house": ("house", "home"),
+    "lemon": ("lemon", "yellow lemon"),
+    "mushroom": ("mushroom", "toadstool"),
+    "panda": ("panda", "panda bear"),
+    "penguin": ("penguin",),
+    "robot": ("robot",),
+    "sunflower": ("sunflower", "flower"),
+    "tree": ("tree", "pine tree", "fir tree"),
 }
-PLACES = {
+GROUND = {
     "grass": ("on grass", "on the grass", "on a meadow", "in a green field"),
     "sand": ("on sand", "on the sand", "on the beach", "in the desert"),
     "snow": ("on snow", "in the snow", "on the snow", "in winter"),
     "water": ("on water", "on the water", "in the sea", "on a lake"),
 }
-TIMES = {
+LIGHTING = {
     "day": ("by day", "in daylight", "during the day", "in the sunshine", "in the daytime", "on a sunny day"),
     "sunset": ("at sunset", "at dusk", "in the evening", "in the evening light"),
     "night": ("at night", "in the dark", "under the moon", "by moonlight", "at nighttime", "under the stars"),
+    "fog": ("in fog", "in the fog", "in mist", "on a foggy day"),
+}
+SIZE = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+PLACE = {
+    "left": ("on the left", "to the left"),
+    "middle": ("in the middle", "in the centre", "in the center"),
+    "right": ("on the right", "to the right"),
+}
+FOCUS = {
+    "sharp": ("in sharp focus", "sharp everywhere"),
+    "background": ("with a blurred background", "in front of a blurred background"),
+    "soft": ("out of focus", "in soft focus", "all blurred"),
+}
+WORDS = {
+    "subject": NAMES,
+    "ground": GROUND,
+    "lighting": LIGHTING,
+    "size": SIZE,
+    "place": PLACE,
+    "focus": FOCUS,
 }
 FRAMES = ("{}", "a photo of {}", "a picture of {}", "an image of {}")
 SCENES = ("{}", "a scene {}", "a landscape {}")  # for captions without a subject
+THING = "thing"  # what a caption calls the subject if it tells its size alone
 
 
 @dataclass(frozen=True)
@@ -44,46 +69,59 @@ class Caption:
     subject: str | None = None
     ground: str | None = None
     lighting: str | None = None
+    size: str | None = None
+    place: str | None = None
+    focus: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """The attributes it names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def true_of(self, scene: Scene) -> bool:
-        return all(
-            named is None or named == shown
-            for named, shown in (
-                (self.subject, scene.subject),
-                (self.ground, scene.ground),
-                (self.lighting, scene.lighting),
-            )
-        )
+        return all(getattr(scene, name) == value for name, value in self.named().items())
 
     def text(self, rng: random.Random | None = None) -> str:
         """One way of saying it; the plainest without a random generator."""
 
-        def pick(options: tuple[str, ...]) -> str:
-            return rng.choice(options) if rng else options[0]
+        def pick(attribute: str) -> list[str]:
+            value = getattr(self, attribute)
+            options = WORDS[attribute][value] if value else ()
+            return [rng.choice(options) if rng else options[0]] if options else []
 
-        parts = [pick(NAMES[self.subject])] if self.subject else []
-        rest = [pick(PLACES[self.ground])] if self.ground else []
-        if self.lighting:
-            rest.insert(rng.randrange(len(rest) + 1) if rng else len(rest), pick(TIMES[self.lighting]))
-        sentence = " ".join(parts + rest)
-        if not rng:
-            return sentence
-        frame = rng.choice(FRAMES if self.subject else SCENES)
-        return frame.format(sentence)
+        size, name = pick("size"), pick("subject")
+        thing = " ".join(size + (name or [THING] * bool(size)))
+        first = [f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"] if thing else []
+        rest = [phrase for attribute in ("ground", "lighting", "place", "focus") for phrase in pick(attribute)]
+        if rng:
+            rng.shuffle(rest)
+        sentence = " ".join(first + rest)
+        return rng.choice(FRAMES if first else SCENES).format(sentence) if rng else sentence
 
 
 def all_captions() -> list[Caption]:
-    """Every combination of named attributes, except naming nothing."""
+    """Every combination of subject, ground and lighting, named or not, except naming nothing."""
     kinds = itertools.product((None, *SUBJECTS), (None, *GROUNDS), (None, *LIGHTINGS))
     return [caption for kind in kinds if (caption := Caption(*kind)) != Caption()]
 
 
 def full_caption(scene: Scene) -> Caption:
-    """The caption that names everything a caption can."""
+    """The caption that names everything there is to name."""
+    return Caption(**asdict(scene))
+
+
+def main_caption(scene: Scene) -> Caption:
+    """The caption that names subject, ground and lighting."""
     return Caption(scene.subject, scene.ground, scene.lighting)
+
+
+def random_caption(scene: Scene, rng: random.Random, share: float = 0.5) -> Caption:
+    """A true caption that names each attribute with this probability, and at least one."""
+    names = [name for name in ATTRIBUTES if rng.random() < share] or [rng.choice(list(ATTRIBUTES))]
+    return Caption(**{name: getattr(scene, name) for name in names})
 
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold."""
-    phrases = [*itertools.chain(*NAMES.values(), *PLACES.values(), *TIMES.values()), *FRAMES, *SCENES]
-    return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
+    phrases = [phrase for kinds in WORDS.values() for phrase in itertools.chain(*kinds.values())]
+    words = (word for phrase in [*phrases, *FRAMES, *SCENES, THING, "an"] for word in phrase.replace("{}", " ").split())
+    return sorted(set(words))
