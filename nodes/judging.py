@@ -47,7 +47,8 @@ class BestOf(io.ComfyNode):
                     "judge_name",
                     options=[CONNECTED, *JUDGES],
                     default=CONNECTED,
-                    tooltip="Who judges. connected model: what is connected to judge.",
+                    tooltip="Who judges. connected model: what is connected to judge. mini: a small network that comes "
+                    "with the pack and reads pictures of the mini world; it is no relative of the mini CLIP.",
                 ),
                 OpenClip.Input(
                     "judge",
@@ -151,7 +152,10 @@ def _judge(name: str, connected: ModelPatcher | None) -> _Judge:
 
     if name == CONNECTED:
         if connected is None:
-            raise ValueError("there is no judge: connect another CLIP to judge, best a SigLIP of OpenCLIP Load")
+            raise ValueError(
+                "there is no judge: connect another CLIP to judge, best a SigLIP of OpenCLIP Load, or set judge_name "
+                "to mini for pictures of the mini world"
+            )
         return _of_clip(connected)
     own = load_judge(name)
 

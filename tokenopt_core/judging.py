@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .mini_judge import load_mini_judge
 from .seeds import TextTower, embed_prompt
 
 LEAST_RISE = 0.02  # of the guiding similarity that counts as one; the paper's edits make 0.09 to 0.47
@@ -36,13 +37,13 @@ class Embedder(TextTower, Protocol):
 
 
 # Judges that come with the package, which no CLIP is related to: name -> what loads it, see `as_judge`.
-JUDGES: dict[str, Callable[[], Any]] = {}
+JUDGES: dict[str, Callable[[], Any]] = {"mini": load_mini_judge}
 
 
 def load_judge(name: str) -> Judge:
     """One of the package's own judges."""
     if name not in JUDGES:
-        raise ValueError(f"unknown judge {name!r}: expected {', '.join(JUDGES) or 'a CLIP, for there is none by name'}")
+        raise ValueError(f"unknown judge {name!r}: expected {', '.join(JUDGES)}")
     return as_judge(JUDGES[name]())
 
 

@@ -121,6 +121,14 @@ def test_a_judge_of_the_package_is_taken_by_its_name(judge, pack, openclip, samp
     assert float(table[0]["brightness"]) == pytest.approx(float(samples[brightest].mean()), abs=1e-3)
 
 
+def test_the_judge_that_ships_needs_no_clip(judge, samples, prompt) -> None:
+    best, _, table, notes = judge(images=samples, prompt=prompt, judge_name="mini")
+    assert torch.equal(best[0], samples[2]) and notes == ""
+    assert float(table[0]["mini judge"]) > -0.5 and float(table[1]["mini judge"]) < -1
+    with pytest.raises(ValueError, match="the mini judge finds nothing it could look for in the prompt 'a zebra'"):
+        judge(images=samples, prompt="a zebra", judge_name="mini")
+
+
 def test_a_siglip_gives_its_own_score(judge, pack, openclip, samples) -> None:
     openclip.model.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0), requires_grad=False)
     openclip.model.model.logit_scale.data.fill_(3.0)
