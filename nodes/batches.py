@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 AT_ONCE = 32
 
 
-def in_batches(patcher: ModelPatcher, function: Callable[[Tensor], Tensor], batch: Tensor, what: str) -> Tensor:
+def in_batches(
+    patcher: ModelPatcher, function: Callable[[Tensor], Tensor], batch: Tensor, what: str, bar: bool = True
+) -> Tensor:
     """`function`, which uses the patcher's model, over a batch; inside `gradients()` only. The result is on the CPU.
 
-    what: what is done, for a message about memory that does not suffice.
+    what: what is done, for a message about memory that does not suffice. bar: whether the node's bar shows it.
     """
     import comfy.model_management as mm
     from comfy.utils import ProgressBar
 
     needed = forward_bytes(patcher.model, min(len(batch), AT_ONCE))
     device, thrift = load([patcher], needed), Thrift(lambda: make_room([patcher], needed))
-    bar, done = ProgressBar(len(batch)), []
+    progress, done = ProgressBar(len(batch)) if bar else None, []
     for part in batch.split(AT_ONCE):
         mm.throw_exception_if_processing_interrupted()
         done.append(thrift.over(function, part.to(device), what).cpu())
-        bar.update(len(part))
+        if progress:
+            progress.update(len(part))
     return torch.cat(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,13 @@ from . import widgets
 from .batches import in_batches
 from .convert import gradients, to_bchw, to_bhwc, to_mask
 from .inputs import checked
+from .progress import tell
 from .sockets import CATEGORY, Features, TiTok
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+MOST_NUMBERS = 12  # of pictures that a note names
 
 
 class Encode(io.ComfyNode):
@@ -57,6 +61,7 @@ class Encode(io.ComfyNode):
                     "filled", display_name="FILLED", tooltip="The same as it was encoded, its hole filled."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -65,13 +70,43 @@ class Encode(io.ComfyNode):
         cls, titok: ModelPatcher, image: Tensor, fill: Fill, feather: float, mask: Tensor | None = None
     ) -> io.NodeOutput:
         check_fill(fill)  # also without a mask: a misspelt one should not pass unseen
+        node_id = str(cls.hidden.unique_id)
+        tell(node_id, [])
         with gradients(), torch.no_grad():
             pictures, size = to_bchw(image), titok.model.image_size
             hole = None if mask is None else to_mask(mask, pictures)
             images, hole_there, _ = fit(pictures, hole, size)
-            filled = images if hole is None else fill_hole(images, soften(hole_there, feather), fill)
+            hidden = torch.zeros_like(images[:1, :1]) if hole is None else soften(hole_there, feather)
+            filled = images if hole is None else fill_hole(images, hidden, fill)
             features = in_batches(titok, titok.model.encode, filled, "encoding")
+            tell(node_id, _notes(titok, features, images, 1 - hidden))
             return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))
+
+
+def _notes(titok: ModelPatcher, features: Tensor, images: Tensor, known: Tensor) -> list[str]:
+    """What the user should know of pictures that the tokenizer cannot show; inside `gradients()` only."""
+    world = titok.model.world
+    if world is None:
+        return []
+    decoded = in_batches(titok, titok.model.decode, features, "comparing", bar=False)
+    numbers = [int(i) + 1 for i in world.strangers(images, decoded, known).nonzero()]
+    if not numbers:
+        return []
+    which = "the picture shows" if len(images) == 1 else _counted(numbers)
+    return [
+        f"{which} something that {titok.model.name} does not know: what comes out will be something else. It knows "
+        f"only {world.what}. For photographs TiTok Load offers titok_l32."
+    ]
+
+
+def _counted(numbers: Sequence[int]) -> str:
+    """The subject of a sentence on some pictures of a batch."""
+    if len(numbers) == 1:
+        return f"picture {numbers[0]} shows"
+    if len(numbers) <= MOST_NUMBERS:
+        return f"pictures {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} show"
+    named = ", ".join(map(str, numbers[:MOST_NUMBERS]))
+    return f"pictures {named} and {len(numbers) - MOST_NUMBERS} more show"
 
 
 class Decode(io.ComfyNode):

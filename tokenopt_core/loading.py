@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from . import outside
 from .download import Source
 from .presets import FILE, Presets, read_presets
 from .titok import VARIANTS, TiTok, TiTokConfig, build, recognise, variant_of
@@ -64,6 +65,7 @@ def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> Tokenizer:
     tokenizer = Tokenizer(model, name)
     tokenizer.statistics = _statistics(folder / STATISTICS, (tokenizer.num_tokens, tokenizer.feature_dim))
     tokenizer.presets = _presets(folder / FILE, tokenizer.num_tokens, titok)
+    tokenizer.world = outside.read_world(folder / outside.FILE)
     return tokenizer
 
 

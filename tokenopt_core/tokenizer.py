@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import graphs
+from .outside import KnownWorld
 from .presets import Presets
 from .titok.model import MaskgitVQGAN, TiTok
 from .titok.quantizer import VectorQuantizer, at_least_float32
@@ -23,6 +24,7 @@ class Tokenizer(nn.Module):
     model: TiTok | MaskgitVQGAN
     statistics: Statistics | None
     presets: Presets  # attributes by name, and the positions that carry them
+    world: KnownWorld | None  # of one that knows nothing else
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class Tokenizer(nn.Module):
         self.name = name
         self.statistics = statistics
         self.presets = presets or {}
+        self.world = None
 
     @property
     def image_size(self) -> int:
