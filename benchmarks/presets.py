@@ -34,7 +34,7 @@ from tokenopt_core.heatmap import draw_heatmap  # noqa: E402
 from tokenopt_core.loading import MINI  # noqa: E402
 from tokenopt_core.presets import FILE  # noqa: E402
 from training.judge import Judge  # noqa: E402
-from training.world import Scene, World, sample_scenes  # noqa: E402
+from training.world import Album, Scene, sample_scenes  # noqa: E402
 
 MOST_VALUES = 40  # of an attribute: what has more is no set of classes
 MOST_POSITIONS = 3  # of a preset, as many as the paper's longest has
@@ -130,7 +130,8 @@ class Measured:
 
 def measure(options: argparse.Namespace) -> Measured:
     tokenizer = to.load_tokenizer("mini")
-    world, judge = World(tokenizer.image_size), Judge(tokenizer.image_size)
+    album = Album(tokenizer.image_size)
+    judge = Judge(album)
 
     def read(images: Tensor) -> list[Scene]:
         return [verdict.scene for verdict in judge(images)]
@@ -138,7 +139,7 @@ def measure(options: argparse.Namespace) -> Measured:
     scenes = sample_scenes(options.pictures, random.Random(options.seed))
     with torch.no_grad():
         parts = [scenes[i : i + BATCH] for i in range(0, len(scenes), BATCH)]
-        features = torch.cat([tokenizer.encode(world.render(part)[0]) for part in parts])
+        features = torch.cat([tokenizer.encode(album.pictures(part)) for part in parts])
         tokens = tokenizer.quantize(features)
     classes = attributes(scenes)
     names = list(classes)
