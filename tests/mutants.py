@@ -65,6 +65,8 @@ def workflows() -> dict[str, Graph]:
             if node["class_type"] == "SaveImage":
                 node["class_type"], node["inputs"] = "PreviewImage", {"images": inputs["images"]}
             inputs.update({key: value for key, value in {"iterations": 2, "batch": 1}.items() if key in inputs})
+            if node["class_type"] == f"{OURS}Refine":
+                inputs.update(rounds=1, positions="0")
         found[path.name.removesuffix(".api.json")] = graph
     return found
 

@@ -30,7 +30,7 @@ PASSING = 3  # that come and go beside them, in units of the channels inside the
 PICTURE = (
     12  # numbers a pixel of the tokenizer's picture keeps, and as many that pass: clamped, compared, differentiated
 )
-CROP = 9  # numbers a pixel of a CLIP's picture costs: cropped, resized and normalised
+CROP = 8  # numbers a pixel of a CLIP's picture costs: cropped, resized and normalised
 # numbers per pixel and root of the weights (in millions) that other image towers keep at most: of open_clip's, ResNets
 # keep 80 to 115, ConvNeXts 65, MobileCLIPs 100 to 190, ViTamins 170
 OTHER_TOWERS = 190

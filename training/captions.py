@@ -6,7 +6,7 @@ import itertools
 import random
 from dataclasses import asdict, dataclass
 
-from training.world import ATTRIBUTES, GROUNDS, LIGHTINGS, SUBJECTS, Scene
+from training.world import GROUNDS, LIGHTINGS, SUBJECTS, Scene
 
 NAMES = {
     "apple": ("apple", "red apple"),
@@ -57,6 +57,7 @@ WORDS = {
     "place": PLACE,
     "focus": FOCUS,
 }
+SPOKEN = ("subject", "ground", "lighting", "size")  # what the CLIP is told of; place and focus it did not learn to see
 FRAMES = ("{}", "a photo of {}", "a picture of {}", "an image of {}")
 SCENES = ("{}", "a scene {}", "a landscape {}")  # for captions without a subject
 THING = "thing"  # what a caption calls the subject if it tells its size alone
@@ -105,8 +106,8 @@ def all_captions() -> list[Caption]:
 
 
 def full_caption(scene: Scene) -> Caption:
-    """The caption that names everything there is to name."""
-    return Caption(**asdict(scene))
+    """The caption that names everything the CLIP is told of."""
+    return Caption(**{name: getattr(scene, name) for name in SPOKEN})
 
 
 def main_caption(scene: Scene) -> Caption:
@@ -116,12 +117,12 @@ def main_caption(scene: Scene) -> Caption:
 
 def random_caption(scene: Scene, rng: random.Random, share: float = 0.5) -> Caption:
     """A true caption that names each attribute with this probability, and at least one."""
-    names = [name for name in ATTRIBUTES if rng.random() < share] or [rng.choice(list(ATTRIBUTES))]
+    names = [name for name in SPOKEN if rng.random() < share] or [rng.choice(SPOKEN)]
     return Caption(**{name: getattr(scene, name) for name in names})
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold."""
-    phrases = [phrase for kinds in WORDS.values() for phrase in itertools.chain(*kinds.values())]
+    """Every word that the CLIP is told."""
+    phrases = [phrase for kinds in map(WORDS.__getitem__, SPOKEN) for phrase in itertools.chain(*kinds.values())]
     words = (word for phrase in [*phrases, *FRAMES, *SCENES, THING, "an"] for word in phrase.replace("{}", " ").split())
     return sorted(set(words))

@@ -24,7 +24,8 @@ def main() -> None:
     chunks = [tokenizer.encode(world.render(sample_scenes(64, rng))[0]) for _ in range(PICTURES // 64)]
     features = torch.cat(chunks)
     save_file({"mean": features.mean(0), "std": features.std(0)}, MINI / "tokenizer" / STATISTICS)
-    print(f"{len(features)} pictures: spread {features.std(0).mean():.2f}, root mean square 1 by construction")
+    rms = features.square().mean().sqrt()
+    print(f"{len(features)} pictures: spread {features.std(0).mean():.2f}, root mean square {rms:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Trains the mini tokenizer: `python -m training.tokenizer`. Interrupt and run again: it goes on where it was.
+"""Trains a tokenizer that nobody tells what its tokens should mean: `python -m training.tokenizer`.
 
-A TiTok with an RGB decoder is trained end to end on pictures of the mini world. Noise on the features before the code
-is looked up makes neighbouring codes decode alike, which the test-time optimization relies on. For two thirds of the
-run nothing tells it which token should mean what; then tokens are swapped between pictures, which is supervised: one
-token learns to carry the lighting, one the ground.
+Interrupt and run again: it goes on where it was. A TiTok with an RGB decoder is trained end to end on pictures of the
+mini world. Noise on the features before the code is looked up makes neighbouring codes decode alike, which the
+test-time optimization relies on. The shipped tokenizer has the same shape and is trained by `training.roles`; this one
+stands beside it in the evidence, for what emerges by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import json
 import math
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenopt_core.titok import TiTok, TiTokConfig, Transformer, build
-from training.loop import Training, rate, run
-from training.world import Scene, World, all_scenes, held_out, sample_scenes
+from training.loop import Training, fast_arithmetic, rate, run
+from training.world import SIZE, Album, held_out, sample_scenes
 
 CONFIG = TiTokConfig(
-    image_size=64,
-    num_tokens=16,
+    image_size=SIZE,
+    num_tokens=7,
     token_dim=12,
-    codebook_size=512,
-    encoder=Transformer(192, 3, 6),
-    decoder=Transformer(256, 4, 8),
+    codebook_size=64,
+    encoder=Transformer(192, 3, 3),
+    decoder=Transformer(256, 4, 4),
     l2_normalize=True,
 )
 
@@ -41,19 +41,18 @@ CONFIG = TiTokConfig(
 class Recipe:
     """What the training does, and for how long."""
 
-    steps: int = 14_000
-    swap_from: int = 10_000  # from here on tokens are swapped, and the learning rate starts again
-    swap_rate: float = 0.6  # with this share of it
-    batch: int = 16
+    steps: int = 12_000
+    batch: int = 32
     learning_rate: float = 1e-3
     warmup: int = 150
     final_rate: float = 0.03  # share of the learning rate that the cosine ends at
-    quantize_from: int = 300  # before it the features pass as they are; at it the codes are found by k-means
+    quantize_from: int = 2_000  # before it the features pass as they are; at it the codes are found by k-means
     feature_noise: float = 0.4  # in units of 1 / sqrt(token_dim)
     commitment: float = 0.25
     code_decay: float = 0.99
     weight_decay: float = 0.01
     weight_ema: float = 0.999
+    average_from: int = 2_000
     seed: int = 0
 
 
@@ -120,21 +119,6 @@ def quantize(z: Tensor, codebook: Codebook, noise: float) -> tuple[Tensor, Tenso
     return z + (codes - z).detach(), indices, (z - codes).square().sum(-1).mean()
 
 
-SWAPPED = {"lighting": 0, "ground": 1}  # attribute -> the token that is to carry it
-
-
-def swap(tokens: Tensor, scenes: list[Scene], rng: random.Random) -> tuple[Tensor, list[Scene]]:
-    """Half of the pictures take one token, and with it one attribute, from another picture of the batch."""
-    tokens, scenes = tokens.clone(), list(scenes)
-    original, shown = tokens.clone(), list(scenes)
-    for i in range(len(scenes) // 2):
-        attribute, position = rng.choice(list(SWAPPED.items()))
-        other = rng.randrange(len(scenes))
-        tokens[i, position] = original[other, position]
-        scenes[i] = replace(shown[i], **{attribute: getattr(shown[other], attribute)})
-    return tokens, scenes
-
-
 def reconstruction_loss(decoded: Tensor, images: Tensor, masks: Tensor) -> Tensor:
     """Squares, absolute values and gradients of the error; the subject counts three times."""
     weight = 1 + 2 * masks
@@ -151,7 +135,7 @@ class TokenizerTraining(Training):
     def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
         super().__init__(recipe.steps, recipe.seed)
         self.recipe = recipe
-        self.world = World(config.image_size)
+        self.album = Album(config.image_size)
         self.config, self.model = config, build(config)
         initialize(self.model, config.grid)
         self.ema = torch.optim.swa_utils.AveragedModel(
@@ -163,48 +147,55 @@ class TokenizerTraining(Training):
         )
         self.codebook: Codebook | None = None
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        return self.world.render(sample_scenes(self.recipe.batch, self.rng))
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures -> features (B, N, F)."""
+        with fast_arithmetic():
+            return self.model.encode(images).float()
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures -> features of unit length (B, N, D)."""
+        return F.normalize(self.features(images), dim=-1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        with fast_arithmetic():
+            return self.model.decode(tokens).float()
+
+    @torch.no_grad()
     def start_codebook(self) -> None:
-        with torch.no_grad():
-            features = torch.cat([self.model.encode(self.batch()[0]).flatten(0, 1) for _ in range(24)])
-        self.codebook = Codebook.from_features(
-            F.normalize(features, dim=1), self.config.codebook_size, self.recipe.code_decay
-        )
+        parts = (self.album.pictures(sample_scenes(self.recipe.batch, self.rng)) for _ in range(24))
+        features = torch.cat([self.encode(part).flatten(0, 1) for part in parts])
+        self.codebook = Codebook.from_features(features, self.config.codebook_size, self.recipe.code_decay)
 
-    def rate(self) -> float:
-        """The learning rate's share: a cosine to `swap_from`, and a second one to the end."""
-        recipe = self.recipe
-        if self.step < recipe.swap_from:
-            return rate(self.step, min(self.steps, recipe.swap_from), recipe.warmup, recipe.final_rate)
-        step, steps = self.step - recipe.swap_from, self.steps - recipe.swap_from
-        return recipe.swap_rate * rate(step, steps, recipe.warmup, recipe.final_rate)
-
-    def advance(self) -> float:
-        """One training step; returns its loss."""
+    def loss(self) -> Tensor:
+        """What the pictures of one step cost."""
         recipe = self.recipe
         if self.step == recipe.quantize_from:
             self.start_codebook()
         scenes = sample_scenes(recipe.batch, self.rng)
-        images, masks = self.world.render(scenes)
-        z = F.normalize(self.model.encode(images), dim=-1)
-        tokens, loss = z, torch.zeros(())
+        images, masks = self.album.pictures(scenes), self.album.masks(scenes)
+        tokens, loss = self.encode(images), torch.zeros(())
         if self.codebook is not None:
-            tokens, indices, commitment = quantize(z, self.codebook, recipe.feature_noise)
+            features = tokens.detach().flatten(0, 1)
+            tokens, indices, commitment = quantize(tokens, self.codebook, recipe.feature_noise)
             loss = recipe.commitment * commitment
-            self.codebook.update(z.detach().flatten(0, 1), indices.flatten(), revive=self.step % 20 == 0)
-        if self.step >= recipe.swap_from:
-            tokens, scenes = swap(tokens, scenes, self.rng)
-            images, masks = self.world.render(scenes)
-        loss = loss + reconstruction_loss(self.model.decode(tokens), images, masks)
+            self.codebook.update(features, indices.flatten(), revive=self.step % 20 == 0)
+        return loss + reconstruction_loss(self.decode(tokens), images, masks)
+
+    def rate(self) -> float:
+        """The learning rate's share at this step."""
+        return rate(self.step, self.steps, self.recipe.warmup, self.recipe.final_rate)
+
+    def advance(self) -> float:
+        """One training step; returns its loss."""
+        recipe = self.recipe
+        loss = self.loss()
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * self.rate()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        if self.step >= recipe.quantize_from:
+        if self.step >= recipe.average_from:
             self.ema.update_parameters(self.model)
         self.step += 1
         return float(loss.detach())
@@ -224,20 +215,22 @@ class TokenizerTraining(Training):
         model = copy.deepcopy(self.ema.module)
         if self.codebook is not None:
             model.quantize.embedding.weight.copy_(self.codebook.codes)
-        scenes = sample_scenes(256, random.Random(self.recipe.seed + 1))
-        features = model.encode(self.world.render(scenes)[0])
+        if self.codebook is None:  # of a VAE: its means are near unit size as they are
+            return model
+        features = model.encode(self.album.pictures(sample_scenes(256, random.Random(self.recipe.seed + 1))))
         for parameter in model.encoder.conv_out.parameters():
             parameter /= features.square().mean().sqrt()
         return model
 
 
 @torch.no_grad()
-def psnr(model: TiTok, world: World, unseen: bool, count: int = 512) -> float:
+def psnr(training: TokenizerTraining, unseen: bool, count: int = 512) -> float:
     """Peak signal-to-noise ratio of reconstructions in dB, mean over pictures seen in training or held out of it."""
-    scenes = [s for s in all_scenes() if held_out(s) == unseen]
+    model, album = training.finished(), training.album
+    scenes = random.Random(1).sample([s for s in album.scenes if held_out(s) == unseen], min(count, 288))
     values = []
-    for chunk in torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[:count].split(64):
-        images, _ = world.render([scenes[i] for i in chunk])
+    for i in range(0, len(scenes), 32):
+        images = album.pictures(scenes[i : i + 32])
         decoded = model.decode(model.quantize(model.encode(images))).clamp(0, 1)
         values.append(-10 * (decoded - images).square().mean((1, 2, 3)).log10())
     return float(torch.cat(values).mean())
@@ -253,21 +246,24 @@ def export(training: TokenizerTraining, folder: Path) -> None:
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
 
 
+def train(training: TokenizerTraining, checkpoint: Path, folder: Path) -> None:
+    """Runs to the end, from the checkpoint if there is one, and writes the tokenizer."""
+
+    def report(count: int = 288) -> str:
+        return f"PSNR {psnr(training, False, count):.2f}, held out {psnr(training, True, count):.2f} dB"
+
+    run(training, checkpoint, lambda: report(32))
+    export(training, folder)
+    print(report())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--checkpoint", type=Path, default=Path(".cache/training/tokenizer.pt"))
-    parser.add_argument("--out", type=Path, default=Path("tokenopt_core/mini/tokenizer"))
+    parser.add_argument("--checkpoint", type=Path, default=Path(".cache/training/unsupervised.pt"))
+    parser.add_argument("--out", type=Path, default=Path(".cache/training/unsupervised"))
     arguments = parser.parse_args()
-    training = TokenizerTraining(CONFIG, Recipe(steps=arguments.steps))
-    run(
-        training,
-        arguments.checkpoint,
-        lambda: f"held-out PSNR {psnr(training.finished(), training.world, True, 64):.2f} dB",
-    )
-    export(training, arguments.out)
-    model = training.finished()
-    print(f"PSNR {psnr(model, training.world, False):.2f} dB, held-out {psnr(model, training.world, True):.2f} dB")
+    train(TokenizerTraining(CONFIG, Recipe(steps=arguments.steps)), arguments.checkpoint, arguments.out)
 
 
 if __name__ == "__main__":

@@ -225,8 +225,9 @@ def test_copy_paste_takes_the_positions_and_names(pack, run, titok, samples) -> 
     found = run(images=samples, top=2)[1]
     assert torch.equal(paste(found), to.copy_paste(target, reference, found))
     name, positions = next(iter(titok.model.presets.items()))
-    expected = to.copy_paste(target, reference, [*positions, 7])
-    assert torch.equal(paste(f"{name.upper()}, 7", titok=titok), expected)
+    last = titok.model.num_tokens - 1
+    expected = to.copy_paste(target, reference, [*positions, last])
+    assert torch.equal(paste(f"{name.upper()}, {last}", titok=titok), expected)
     with pytest.raises(ValueError, match=f"no attribute called 'mood': it has {name}"):
         paste("mood", titok=titok)
     with pytest.raises(ValueError, match="only where the tokenizer is given, too: connect it"):

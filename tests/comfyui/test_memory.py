@@ -245,7 +245,7 @@ def test_encoding_and_decoding_say_what_they_take(pack, titok, picture, loads) -
     features = pack.run("TokenOptEncode", titok=titok, image=pictures)[0]
     pack.run("TokenOptDecode", titok=titok, features=features)
     expected = pack.part("tokenopt_core.memory").forward_bytes(titok.model, 4)
-    assert [call["memory_required"] for call in loads] == [expected] * 2 and expected > 0
+    assert len(loads) >= 2 and {call["memory_required"] for call in loads} == {expected} and expected > 0
 
 
 def test_a_batch_that_fits_nowhere_evicts_others_and_is_tried(device, pack, picture) -> None:

@@ -41,8 +41,9 @@ def test_only_the_named_tokens_are_pasted(pack, titok, picture) -> None:
     changed = (pasted != target).any(2)[0].nonzero().flatten().tolist()
     assert changed == [1, 3, 4]
     assert torch.equal(pasted[:, [1, 3, 4]], reference[:, [1, 3, 4]])
-    with pytest.raises(ValueError, match="this tokenizer has 0 to 15"):
-        pack.run("TokenOptCopyPaste", target=target, reference=reference, positions="16")
+    count = titok.model.num_tokens
+    with pytest.raises(ValueError, match=f"this tokenizer has 0 to {count - 1}"):
+        pack.run("TokenOptCopyPaste", target=target, reference=reference, positions=str(count))
 
 
 def test_random_batch_is_what_single_draws_are(pack, titok) -> None:
@@ -83,7 +84,8 @@ def test_a_mask_of_another_size_is_resized(pack, titok, picture, mask) -> None:
 
 
 def test_masks_at_their_extremes(pack, titok, picture) -> None:
-    black, white = torch.zeros(1, 64, 64), torch.ones(1, 64, 64)
+    black = torch.zeros_like(picture[..., 0])
+    white = torch.ones_like(black)
     plain = pack.run("TokenOptEncode", titok=titok, image=picture)[0]
     assert torch.equal(pack.run("TokenOptEncode", titok=titok, image=picture, mask=black)[0], plain)
     assert (pack.run("TokenOptEncode", titok=titok, image=picture, mask=white)[2] == 0.5).all()
@@ -119,7 +121,8 @@ def test_inpainting_is_that_of_plain_python(pack, titok, picture, mask, optimize
 def test_known_pixels_of_another_size_are_explained(pack, titok, picture, mask, optimize) -> None:
     features = pack.run("TokenOptEncode", titok=titok, image=picture)[0]
     loss = pack.run("TokenOptMaskedL1Loss", image=torch.rand(1, 80, 100, 3), mask=mask)[0]
-    with pytest.raises(ValueError, match="1 pictures of 100 x 80 px, but 1 of 64 x 64 px are optimised: fit"):
+    size = titok.model.image_size
+    with pytest.raises(ValueError, match=f"1 pictures of 100 x 80 px, but 1 of {size} x {size} px are optimised: fit"):
         optimize(features, loss)
 
 
@@ -156,7 +159,8 @@ def test_trajectory_and_plot(pack, titok, openclip, picture, optimize) -> None:
     features = pack.run("TokenOptEncode", titok=titok, image=torch.cat([picture, picture.flip(2)]))[0]
     loss = pack.run("TokenOptCLIPLoss", openclip=openclip, prompt="a fox at night", crops=1)[0]
     _, images, history, trajectory = optimize(features, loss, iterations=5, trajectory_every=2)
-    assert trajectory.shape == (4, 64, 128, 3)  # iterations 0, 2 and 4, then the result
+    size = titok.model.image_size
+    assert trajectory.shape == (4, size, 2 * size, 3)  # iterations 0, 2 and 4, then the result
     assert torch.equal(trajectory[-1], torch.cat([*images], 1))
     start = pack.run("TokenOptDecode", titok=titok, features=features)[0]
     torch.testing.assert_close(trajectory[0], torch.cat([*start], 1))

@@ -187,9 +187,11 @@ def test_interruption_in_the_middle(pack, titok, features, loss, progress, monke
 
 
 def test_features_of_another_tokenizer_are_refused(pack, titok, loss) -> None:
-    foreign = torch.zeros(1, 32, 12)
+    count, width = titok.model.num_tokens, titok.model.token_dim
+    foreign = torch.zeros(1, 2 * count, width)
+    message = rf"mini.*\(batch, {count}, {width}\), got \(1, {2 * count}, {width}\).*another tokenizer"
     for node, more in (("TokenOptOptimize", {"loss": loss, **SETTINGS}), ("TokenOptDecode", {})):
-        with pytest.raises(ValueError, match=r"mini.*\(batch, 16, 12\), got \(1, 32, 12\).*another tokenizer"):
+        with pytest.raises(ValueError, match=message):
             pack.run(node, titok=titok, features=foreign, **more)
 
 

@@ -22,9 +22,10 @@ ITERATIONS = 20
 
 
 def text_edit(seed: int = 0, iterations: int = ITERATIONS) -> Graph:
-    """The example workflow, with fewer iterations."""
+    """The example workflow, with fewer iterations and one token refined."""
     graph: Graph = json.loads((WORKFLOWS / "text_edit.api.json").read_text(encoding="utf-8"))
     inputs_of(graph, "TokenOptOptimize").update(seed=seed, iterations=iterations)
+    inputs_of(graph, "TokenOptRefine").update(rounds=1, positions="lighting")
     return graph
 
 
@@ -48,7 +49,9 @@ def plain_text_edit(seed: int) -> np.ndarray:
     with torch.no_grad():
         features = tokenizer.encode(picture.permute(2, 0, 1)[None])
     result = to.optimize(tokenizer, features, loss, config, [regularizer])
-    return (result.images[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)  # cut off, as Save Image does
+    last = settings(graph, "TokenOptRefine")
+    refined = to.refine_tokens(tokenizer, result.features, loss, **last, regularizers=[regularizer], seed=features)
+    return (refined.images[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)  # cut off, as Save Image does
 
 
 def settings(graph: Graph, class_type: str, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import tokenopt_core as to
-from api_examples.client import find_node
+from api_examples.client import Graph, find_node
+from devtools.paths import WORKFLOWS
 from training.judge import Judge, Verdict
 
-from .conftest import inputs_of, pixels, text_edit
+from .conftest import inputs_of, pixels
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -23,7 +26,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge(64)
+    return Judge()
 
 
 def read(judge: Judge, png: bytes) -> Verdict:
@@ -32,7 +35,8 @@ def read(judge: Judge, png: bytes) -> Verdict:
 
 @pytest.mark.parametrize("prompt", EDITS)
 def test_lighting_ground_and_subject_edits_show_what_was_asked(client, judge, prompt) -> None:
-    graph = text_edit(iterations=300)
+    text = (WORKFLOWS / "text_edit.api.json").read_text(encoding="utf-8")
+    graph: Graph = json.loads(text)
     inputs_of(graph, "TokenOptCLIPLoss")["prompt"] = prompt
     pictures = client.run(graph)
     (edited,), (original,) = (pictures[find_node(graph, title)] for title in ("Edited picture", "Original"))
@@ -43,6 +47,8 @@ def test_lighting_ground_and_subject_edits_show_what_was_asked(client, judge, pr
 
 def test_random_tokens_do_not_pass(judge) -> None:
     tokenizer = to.load_tokenizer("mini")
-    indices = torch.randint(512, (64, tokenizer.num_tokens), generator=torch.Generator().manual_seed(0))
+    indices = torch.randint(
+        tokenizer.codebook_size, (64, tokenizer.num_tokens), generator=torch.Generator().manual_seed(0)
+    )
     verdicts = judge(tokenizer.decode(tokenizer.lookup(indices), quantize=False))
     assert not any(v.agrees(**wanted) for v in verdicts for wanted in EDITS.values())

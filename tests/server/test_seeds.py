@@ -89,11 +89,11 @@ def test_the_example_edits_related_pictures_and_keeps_the_best(client, graph) ->
     assert all(any(np.array_equal(pixels(seed), one) for one in nearest) for seed in seeds)
 
     table = rows(outputs[find_node(graph, "Scores")]["text"][0])
-    scores = [float(row["CLIP score"]) for row in table]
+    scores = [float(row["mini judge"]) for row in table]
     assert scores == sorted(scores, reverse=True) and table[0]["kept"] == "yes"
     (best,) = pictures[find_node(graph, "Best result")]
     assert np.array_equal(pixels(best), pixels(results[int(table[0]["result"]) - 1]))
-    judge = Judge(pixels(best).shape[0])  # knows nothing of CLIP
+    judge = Judge()  # knows nothing of CLIP
     verdict = judge(torch.from_numpy(pixels(best).astype(np.float32) / 255).permute(2, 0, 1)[None])[0]
     _, subject, _, ground, *lighting = prompt.split()
     assert verdict.agrees(subject=subject, ground=ground, lighting=lighting[-1]), verdict
@@ -133,7 +133,7 @@ def test_a_folder_that_is_none(client, folder, assert_unharmed, name: str) -> No
 
 def test_a_judge_that_is_not_connected(client, graph, assert_unharmed) -> None:
     best = find_node(graph, "Judge / Best-Of")
-    del graph[best]["inputs"]["judge"]
+    graph[best]["inputs"]["judge_name"] = "connected model"
     graph[find_node(graph, "Optimize Tokens")]["inputs"]["iterations"] = 1
     with pytest.raises(ExecutionFailed) as caught:
         client.run(graph)

@@ -50,8 +50,7 @@ def show_original(graph: Graph) -> Graph:
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    size: int = pixels((MINI / "samples" / "fox on grass by day.png").read_bytes()).shape[0]
-    return Judge(size)
+    return Judge()
 
 
 def read(judge: Judge, picture: np.ndarray) -> Verdict:
