@@ -27,7 +27,7 @@ SURE, UNSURE = 5.0, 2.5  # the same of the dB by which any with another subject 
 SPOILT = ("mixed", "faded", "pasted", "erased")  # what is wrong is all in one place, or faint but everywhere:
 STRICTER = 4.0  # dB more are asked of those
 COUNTS = {  # pictures of each kind
-    "reconstructed": 224, "decoded": 128, "between": 160, "damaged": 96, "optimized": 96, "mixed": 288, "faded": 288,
+    "reconstructed": 160, "decoded": 96, "between": 160, "damaged": 96, "optimized": 96, "mixed": 288, "faded": 288,
     "pasted": 128, "erased": 64, "recoloured": 64, "degraded": 96, "textures": 48, "noise": 16,
 }  # fmt: skip
 
