@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def test_changed_inputs_take_effect(client, graph, node, finish, out) -> None:
     (saved,) = out.iterdir()
     assert saved.name == "Edited picture.png" and str(saved) in said
 
-    prompt = graph(seed=31, iterations=2)
+    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    node(prompt, "TokenOptOptimize").update(seed=31, iterations=2)
     node(prompt, "TokenOptCLIPLoss")["prompt"] = "a fox on snow by day"
     node(prompt, "TokenOptSample")["name"] = "house on snow by day"
     (expected,) = client.run(prompt)[find_node(prompt, "Edited picture")]
