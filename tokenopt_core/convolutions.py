@@ -25,7 +25,9 @@ def convolve_doubled(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     weight, bias = convolution.weight, convolution.bias
     if not _suits(x, weight):
         return convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    return F.conv_transpose2d(x, _sums(weight), bias, stride=2, padding=1)
+    # the order in memory stays as it is, since what follows computes otherwise in the other
+    order = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return F.conv_transpose2d(x, _sums(weight).contiguous(memory_format=order), bias, stride=2, padding=1)
 
 
 def _sums(weight: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def _sums(weight: Tensor) -> Tensor:
     """
     seen = _SEEN.to(weight)
     sums = weight.flatten(2) @ torch.kron(seen, seen).T
-    return sums.unflatten(2, (4, 4)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    return sums.unflatten(2, (4, 4)).transpose(0, 1)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

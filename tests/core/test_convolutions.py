@@ -76,9 +76,10 @@ def test_doubling_convolutions_are_the_same(taken, bias, memory_format) -> None:
     convolution = frozen(24, 16, 3, padding=1, bias=bias)
     x = random(2, 24, 6, 5).contiguous(memory_format=memory_format)
     assert_same(lambda x: convolve_doubled(x, convolution), lambda x: doubled(x, convolution), x)
+    assert convolve_doubled(x, convolution).is_contiguous(memory_format=memory_format)
     with torch.no_grad():
         torch.testing.assert_close(convolve_doubled(x, convolution), doubled(x, convolution))
-    assert taken == ["conv_transpose2d"] * 2
+    assert taken == ["conv_transpose2d"] * 3
 
 
 def test_gradients_in_float64() -> None:
