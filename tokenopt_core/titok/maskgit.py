@@ -10,8 +10,6 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convolutions import convolve_doubled
-
 CHANNELS = (128, 128, 256, 256, 512)  # per resolution, from the finest
 BLOCKS = 2  # residual blocks per resolution
 CODE_DIM = 256
@@ -54,7 +52,7 @@ class Level(nn.Module):
         for block in self.block:
             x = block(x)
         if self.upsample_conv is not None:
-            x = convolve_doubled(x, self.upsample_conv)
+            x = self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return x
 
 
