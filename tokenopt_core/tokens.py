@@ -69,7 +69,7 @@ def _named(name: str, presets: Presets | None) -> tuple[int, ...]:
         )
     if spelled(name) not in presets:
         known = f"it has {', '.join(presets)}" if presets else "it has none: give numbers and ranges: 3, 7, 12-15"
-        raise ValueError(f"this tokenizer has no attribute called {name[:LONGEST_NAME]!r}: {known}")
+        raise ValueError(f"this tokenizer knows no attribute {name[:LONGEST_NAME]!r}: {known}")
     return presets[spelled(name)]
 
 

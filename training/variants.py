@@ -28,7 +28,7 @@ SMALL = TiTokConfig(
     decoder=Transformer(256, 4, 4),
     l2_normalize=True,
 )
-RECIPE = Recipe(steps=4_000, quantize_from=800, average_from=800)
+RECIPE = Recipe(steps=3_000, quantize_from=800, average_from=800)
 
 
 @dataclass(frozen=True)

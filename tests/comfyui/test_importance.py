@@ -228,7 +228,7 @@ def test_copy_paste_takes_the_positions_and_names(pack, run, titok, samples) -> 
     last = titok.model.num_tokens - 1
     expected = to.copy_paste(target, reference, [*positions, last])
     assert torch.equal(paste(f"{name.upper()}, {last}", titok=titok), expected)
-    with pytest.raises(ValueError, match=f"no attribute called 'mood': it has {name}"):
+    with pytest.raises(ValueError, match=f"knows no attribute 'mood': it has {name}"):
         paste("mood", titok=titok)
     with pytest.raises(ValueError, match="only where the tokenizer is given, too: connect it"):
         paste(name)

@@ -181,7 +181,7 @@ def test_memory_is_asked_for_whole_pictures(pack, titok, openclip, picture, monk
     ("wrong", "message"),
     [
         ({"positions": "3"}, "there is no token position 3: this tokenizer has 0 to 2"),
-        ({"positions": "sea"}, "this tokenizer has no attribute called 'sea': it has sky"),
+        ({"positions": "sea"}, "this tokenizer knows no attribute 'sea': it has sky"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"least_gain": -1.0}, "least gain must be at least 0, got -1"),
         ({"features": torch.zeros(1, 4, 2)}, "they come from another tokenizer"),

@@ -32,7 +32,7 @@ def test_names_stand_beside_numbers(text: str, expected: list[int]) -> None:
 
 
 def test_unknown_names_are_answered_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no attribute called 'pose': it has lighting, background blur"):
+    with pytest.raises(ValueError, match="knows no attribute 'pose': it has lighting, background blur"):
         parse_positions("3, pose", 16, PRESETS)
     with pytest.raises(ValueError, match="it has none: give numbers and ranges"):
         parse_positions("pose", 16, {})

@@ -383,7 +383,7 @@ def test_codes_whose_loss_is_no_number_are_not_taken(tokenizer, features) -> Non
         ({"positions": [3]}, "no token position 3: this tokenizer has 0 to 2"),
         ({"positions": [-1]}, "no token position -1"),
         ({"positions": []}, "no token positions given"),
-        ({"positions": "sky"}, "no attribute called 'sky'"),
+        ({"positions": "sky"}, "knows no attribute 'sky'"),
         ({"seed": torch.zeros(3, 3, 2)}, "one picture's, or 2 pictures', got 3"),
         ({"seed": torch.zeros(2, 3, 4)}, "they come from another tokenizer"),
         ({"features": torch.zeros(2, 4, 2)}, "they come from another tokenizer"),
