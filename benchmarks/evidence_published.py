@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenopt_core as to
 from benchmarks.casebook import mixed
-from benchmarks.evidence_lab import Judged, Lab, Plan, summary
+from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, summary
 from benchmarks.evidence_parts import Part, kept_rate, new
 from benchmarks.evidence_rates import compare
 from benchmarks.evidence_sheets import Tile
@@ -47,7 +47,7 @@ def without(ours: Recipe) -> dict[str, Recipe]:
 
 def against_published(lab: Lab, plan: Plan) -> Part:
     """Ours against the published settings, and what each of our changes is worth."""
-    ours, cases = read("text_edit"), mixed(plan.seed, 2 * plan.n)
+    ours, cases = read("text_edit"), mixed(plan.seed, plan.n)
     budget = iterations(ours)
     counts = sorted({budget, iterations(published(ours)), max(FASTER * budget, iterations(published(ours)))})
     rows = {"ours": lab.run("published, ours", cases, ours)}
@@ -91,7 +91,7 @@ def verdict(rows: dict[str, Any], budget: int) -> dict[str, Any]:
 
 def ablation(lab: Lab, plan: Plan, ours: Recipe) -> dict[str, Any]:
     """Each change left out, on fewer of the same cases."""
-    cases = mixed(plan.seed, plan.n)
+    cases = mixed(plan.seed, fewer(plan).n)
     whole = lab.run("ablation, ours", cases, ours)
     rows, losses = {"ours": summary(whole) | {"kept": kept_rate(whole)}}, []
     for name, recipe in without(ours).items():

@@ -143,7 +143,10 @@ def _start(
         if squares is None:
             raise ValueError("this recipe starts from pictures, and none are given")
         if start.masked and holes is not None:
-            squares = fill_hole(squares, soften(holes, start.feather), start.fill)
+            squares = fill_hole(
+                squares, soften(holes, start.feather), start.fill,
+                reconstruct=lambda pictures: tokenizer.decode(tokenizer.encode(pictures)).clamp(0, 1),
+            )  # fmt: skip
         return tokenizer.encode(squares)
     first, count = given.seed * start.batch, len(given.prompts) * start.batch
     generators = [torch.Generator().manual_seed(first + i) for i in range(count)]

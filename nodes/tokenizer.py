@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core.canvas import fit
-from ..tokenopt_core.masks import FILLS, Fill, check_fill, fill_hole, soften
+from ..tokenopt_core.masks import CHOICES, Fill, check_fill, fill_hole, soften
 from . import widgets
 from .batches import in_batches
 from .convert import gradients, to_bchw, to_bhwc, to_mask
@@ -44,9 +45,10 @@ class Encode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "fill",
-                    options=list(FILLS),
+                    options=list(CHOICES),
                     default="grey",
-                    tooltip="With a mask: what stands in the hole. blur: the colours around it. noise: grey noise.",
+                    tooltip="With a mask: what stands in the hole. blur: the colours around it. noise: grey noise. "
+                    "best: all three are tried, and the one from which the known part comes out best is taken.",
                 ),
                 widgets.feather(
                     "With a mask: softness of its edge in pixels of the tokenizer's picture. 0: as the mask is; a hard "
@@ -77,10 +79,16 @@ class Encode(io.ComfyNode):
             hole = None if mask is None else to_mask(mask, pictures)
             images, hole_there, _ = fit(pictures, hole, size)
             hidden = torch.zeros_like(images[:1, :1]) if hole is None else soften(hole_there, feather)
-            filled = images if hole is None else fill_hole(images, hidden, fill)
+            filled = images if hole is None else fill_hole(images, hidden, fill, 0, partial(_reconstructed, titok))
             features = in_batches(titok, titok.model.encode, filled, "encoding")
             tell(node_id, _notes(titok, features, images, 1 - hidden))
             return io.NodeOutput(features, to_bhwc(images), to_bhwc(filled))
+
+
+def _reconstructed(titok: ModelPatcher, pictures: Tensor) -> Tensor:
+    """What the tokenizer makes of pictures; inside `gradients()` only."""
+    features = in_batches(titok, titok.model.encode, pictures, "encoding", bar=False)
+    return in_batches(titok, titok.model.decode, features, "comparing", bar=False).clamp(0, 1)
 
 
 def _notes(titok: ModelPatcher, features: Tensor, images: Tensor, known: Tensor) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Fill = Literal["grey", "blur", "noise"]
+Fill = Literal["grey", "blur", "noise", "best"]
 FILLS: tuple[Fill, ...] = ("grey", "blur", "noise")
+CHOICES: tuple[Fill, ...] = (*FILLS, "best")
 ROUNDING = 1e-5  # of a blurred mask
 NARROWEST = 0.05  # px: a neighbour's share in a blur as narrow as this is 0 in float32
 NOISE_STD = 0.25  # of the noise fill, around grey
@@ -41,17 +43,30 @@ def soften(mask: Tensor, feather: float) -> Tensor:
 
 def check_fill(fill: str) -> None:
     """ValueError for a fill that does not exist."""
-    if fill not in FILLS:
-        raise ValueError(f"unknown fill {fill!r}: expected one of {', '.join(FILLS)}")
+    if fill not in CHOICES:
+        raise ValueError(f"unknown fill {fill!r}: expected one of {', '.join(CHOICES)}")
 
 
-def fill_hole(images: Tensor, mask: Tensor, fill: Fill = "grey", seed: int = 0) -> Tensor:
+def fill_hole(
+    images: Tensor,
+    mask: Tensor,
+    fill: Fill = "grey",
+    seed: int = 0,
+    reconstruct: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Pictures (B, 3, H, W) whose masked part is replaced, blended along the mask's soft edge.
 
-    fill: "grey"; "blur", the colours of the surroundings carried inward; or "noise" around grey, picture i of the
-        batch from seed + i.
+    fill: "grey"; "blur", the colours of the surroundings carried inward; "noise" around grey, picture i of the batch
+        from seed + i; or "best": for each picture the one of them from which `reconstruct` gets nearest to what is
+        known (mean absolute difference).
+    reconstruct: what a tokenizer makes of pictures, (B, 3, H, W) to the same. Which filling misleads an encoder least
+        depends on what is hidden: grey leaves a background's subject alone, blur goes on with half a subject.
     """
     check_fill(fill)
+    if fill == "best":
+        if reconstruct is None:
+            raise ValueError("the best fill is found by what a tokenizer makes of each: expected `reconstruct`")
+        return _best(images, mask, seed, reconstruct)
     if fill == "grey":
         filling = torch.full_like(images, 0.5)
     elif fill == "noise":
@@ -61,6 +76,14 @@ def fill_hole(images: Tensor, mask: Tensor, fill: Fill = "grey", seed: int = 0) 
     else:
         filling = _surroundings(images, mask)
     return torch.lerp(images, filling, mask.expand(len(images), 1, *images.shape[-2:]))
+
+
+def _best(images: Tensor, mask: Tensor, seed: int, reconstruct: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of each picture's fillings the one that is reconstructed best where the picture is known; of equals the first."""
+    tried = torch.stack([fill_hole(images, mask, fill, seed) for fill in FILLS])
+    errors = [((reconstruct(filled).to(images) - images).abs() * (1 - mask)).mean((1, 2, 3)) for filled in tried]
+    chosen = torch.stack(errors).nan_to_num(nan=math.inf).argmin(0)
+    return tried[chosen, torch.arange(len(images), device=images.device)]
 
 
 def _surroundings(images: Tensor, mask: Tensor) -> Tensor:

@@ -134,10 +134,9 @@ class TokenizerTraining(Training):
 
     def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
         super().__init__(recipe.steps, recipe.seed)
-        self.recipe = recipe
+        self.recipe, self.config = recipe, config
         self.album = Album(config.image_size)
-        self.config, self.model = config, build(config)
-        initialize(self.model, config.grid)
+        self.model = self.start()
         self.ema = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.weight_ema)
         )
@@ -146,6 +145,16 @@ class TokenizerTraining(Training):
             trained, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
         )
         self.codebook: Codebook | None = None
+
+    def start(self) -> nn.Module:
+        """The model with its first weights."""
+        model = build(self.config)
+        initialize(model, self.config.grid)
+        return model
+
+    def description(self) -> dict[str, Any]:
+        """What config.json says of the model."""
+        return self.config.to_dict()
 
     def features(self, images: Tensor) -> Tensor:
         """Pictures -> features (B, N, F)."""
@@ -240,7 +249,7 @@ def export(training: TokenizerTraining, folder: Path) -> None:
     """Writes config.json and model.safetensors (float16), the layout of a published tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model = training.finished()
-    config = training.config.to_dict()
+    config = training.description()
     config["training"] = asdict(training.recipe) | {"steps_done": training.step, "seconds": round(training.seconds)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")

@@ -1,5 +1,7 @@
 """Soft edges and fillings of the hole."""
 
+import math
+
 import pytest
 import torch
 
@@ -57,3 +59,27 @@ def test_fillings() -> None:
     assert (fill_hole(images, torch.ones_like(mask), "blur") == 0.5).all()
     with pytest.raises(ValueError, match="unknown fill 'x'"):
         fill_hole(images, mask, "x")
+
+
+def test_the_best_fill_is_found_for_each_picture() -> None:
+    images, mask = torch.rand(3, 3, 32, 32), square()
+    every = {fill: fill_hole(images, mask, fill, seed=1) for fill in FILLS}
+
+    def reconstruct(filled: torch.Tensor) -> torch.Tensor:
+        """Nothing is lost of picture i if it is filled in the i-th way."""
+        lost = torch.tensor([0.0 if torch.equal(filled[i], every[fill][i]) else 0.1 for i, fill in enumerate(FILLS)])
+        return filled + lost.view(-1, 1, 1, 1)
+
+    best = fill_hole(images, mask, "best", 1, reconstruct)
+    assert torch.equal(best, torch.stack([every[fill][i] for i, fill in enumerate(FILLS)]))
+    assert torch.equal(fill_hole(images, mask, "best", 1, lambda filled: filled), every["grey"])  # all are as good
+    # what is in the hole has no say, and neither has a reconstruction that is not a number
+    elsewhere = fill_hole(images, mask, "best", 1, lambda filled: filled + mask * (filled - every["blur"]))
+    assert torch.equal(elsewhere, every["grey"])
+
+    def broken(filled: torch.Tensor) -> torch.Tensor:
+        return filled * math.nan if torch.equal(filled, every["grey"]) else filled
+
+    assert torch.equal(fill_hole(images, mask, "best", 1, broken), every["blur"])
+    with pytest.raises(ValueError, match="expected `reconstruct`"):
+        fill_hole(images, mask, "best")

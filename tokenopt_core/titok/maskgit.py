@@ -5,14 +5,34 @@ Alone it is the paper's 2D baseline; its decoder is also the second stage of the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHANNELS = (128, 128, 256, 256, 512)  # per resolution, from the finest
+from .config import PIXEL_CODES
+
 BLOCKS = 2  # residual blocks per resolution
-CODE_DIM = 256
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The shape of a VQGAN; the defaults are the published one's.
+
+    channels: per resolution, from the finest; each of the others is half the one before.
+    """
+
+    image_size: int = 256
+    channels: tuple[int, ...] = (128, 128, 256, 256, 512)
+    token_dim: int = 256
+    codebook_size: int = PIXEL_CODES
+    l2_normalize: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the picture."""
+        return self.image_size // 2 ** (len(self.channels) - 1)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -57,17 +77,17 @@ class Level(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """Pictures (B, 3, H, W) -> features (B, 256, H / 16, W / 16)."""
+    """Pictures (B, 3, H, W) -> features (B, D, H / 16, W / 16)."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        top = CHANNELS[-1]
-        self.conv_in = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False)
-        widths = (CHANNELS[0], *CHANNELS)
+        channels, top = config.channels, config.channels[-1]
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        widths = (channels[0], *channels)
         self.down = nn.ModuleList(Level(a, b) for a, b in pairwise(widths))
         self.mid = nn.ModuleList(ResidualBlock(top, top) for _ in range(BLOCKS))
         self.norm_out = _norm(top)
-        self.conv_out = nn.Conv2d(top, CODE_DIM, 1)
+        self.conv_out = nn.Conv2d(top, config.token_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
@@ -79,17 +99,17 @@ class PixelEncoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Features (B, 256, H, W) -> pictures (B, 3, 16 H, 16 W)."""
+    """Features (B, D, H, W) -> pictures (B, 3, 16 H, 16 W)."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: GridConfig) -> None:
         super().__init__()
-        top = CHANNELS[-1]
-        self.conv_in = nn.Conv2d(CODE_DIM, top, 3, padding=1)
+        channels, top = config.channels, config.channels[-1]
+        self.conv_in = nn.Conv2d(config.token_dim, top, 3, padding=1)
         self.mid = nn.ModuleList(ResidualBlock(top, top) for _ in range(BLOCKS))
-        widths = (*CHANNELS, top)  # level i takes what level i + 1 puts out
-        self.up = nn.ModuleList(Level(widths[i + 1], widths[i], upsample=i > 0) for i in range(len(CHANNELS)))
-        self.norm_out = _norm(CHANNELS[0])
-        self.conv_out = nn.Conv2d(CHANNELS[0], 3, 3, padding=1)
+        widths = (*channels, top)  # level i takes what level i + 1 puts out
+        self.up = nn.ModuleList(Level(widths[i + 1], widths[i], upsample=i > 0) for i in range(len(channels)))
+        self.norm_out = _norm(channels[0])
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.conv_in(features)

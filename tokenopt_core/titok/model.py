@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import PIXEL_CODES, TiTokConfig
-from .maskgit import CODE_DIM, PixelDecoder, PixelEncoder
+from .config import TiTokConfig
+from .maskgit import GridConfig, PixelDecoder, PixelEncoder
 from .quantizer import GaussianMean, VectorQuantizer
 from .vit import CodeDecoder, Decoder, Encoder, TwoStageEncoder
 
@@ -63,8 +63,9 @@ class TwoStageTiTok(TiTok):
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__(config)
-        self.pixel_quantize = VectorQuantizer(PIXEL_CODES, CODE_DIM)
-        self.pixel_decoder = PixelDecoder()
+        pixels = GridConfig()
+        self.pixel_quantize = VectorQuantizer(pixels.codebook_size, pixels.token_dim)
+        self.pixel_decoder = PixelDecoder(pixels)
 
     def decode(self, tokens: Tensor) -> Tensor:
         # a softmax over the codes and their mean by it, where a choice would have no gradient
@@ -74,16 +75,17 @@ class TwoStageTiTok(TiTok):
 
 
 class MaskgitVQGAN(nn.Module):
-    """The 2D baseline: each of its 16 x 16 tokens stands for one place of the picture (paper, Table 3)."""
+    """The 2D baseline: each of its tokens, 16 x 16 as published, stands for one place of the picture (Table 3)."""
 
-    def __init__(self, image_size: int = 256) -> None:
+    def __init__(self, config: GridConfig | None = None) -> None:
         super().__init__()
-        self.grid = image_size // 16
-        self.image_size, self.num_tokens = image_size, self.grid**2
-        self.token_dim = self.feature_dim = CODE_DIM
-        self.codebook_size = PIXEL_CODES
-        self.encoder, self.decoder = PixelEncoder(), PixelDecoder()
-        self.quantize = VectorQuantizer(PIXEL_CODES, CODE_DIM)
+        config = config or GridConfig()
+        self.grid = config.grid
+        self.image_size, self.num_tokens = config.image_size, config.grid**2
+        self.token_dim = self.feature_dim = config.token_dim
+        self.codebook_size = config.codebook_size
+        self.encoder, self.decoder = PixelEncoder(config), PixelDecoder(config)
+        self.quantize = VectorQuantizer(config.codebook_size, config.token_dim, config.l2_normalize)
 
     def encode(self, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, N, D), row by row
         return self.encoder(images).flatten(2).transpose(1, 2)
