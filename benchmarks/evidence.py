@@ -5,6 +5,9 @@ workflows' settings, the same models with the published settings and each of our
 small, what single tokens carry, and what the failures have in common. Results are kept in .cache/evidence: a run that
 was ended goes on where it was, and what is known is not computed again.
 
+The tokenizers of other shapes are left out until `python -m training.variants` has trained them. Published settings are
+compared on as many cases as the edits, single changes and the tables on half as many.
+
 `--quick` takes minutes. `--seed S --n N` checks edits, generation and inpainting on cases of your own. Reports other
 than the whole one go to results/evidence, or where `--out` says. The last line that is printed is a JSON object of the
 rates.
@@ -38,7 +41,9 @@ from benchmarks.evidence_report import report  # noqa: E402
 from benchmarks.evidence_sheets import Tile, save  # noqa: E402
 from benchmarks.evidence_store import Store, weights_hash  # noqa: E402
 from benchmarks.evidence_tables import PIXELS, Pixels, tables  # noqa: E402
+from benchmarks.evidence_variants import found_in, laboratory, variants  # noqa: E402
 from devtools import results  # noqa: E402
+from training.variants import FOLDER  # noqa: E402
 from training.world import Album  # noqa: E402
 
 PARTS: dict[str, Callable[[Lab, Plan], Part]] = {
@@ -47,6 +52,7 @@ PARTS: dict[str, Callable[[Lab, Plan], Part]] = {
     "inpaint": inpaint,
     "published": against_published,
     "tables": tables,
+    "variants": variants,
     "copy_paste": copy_paste,
 }
 CHECKED = ("edits", "generate", "inpaint")  # what a seed of one's own is for
@@ -63,6 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", action="append", default=[], metavar="NAME=FOLDER", help="beside the shipped one"
     )
+    parser.add_argument("--variants", type=Path, default=ROOT / FOLDER, help="where training.variants has left them")
     parser.add_argument("--shipped", default=SHIPPED, help="another name or folder for the shipped tokenizer")
     parser.add_argument("--batch", type=int, default=12, help="pictures that are optimized at once")
     parser.add_argument("--fresh", action="store_true", help="compute again what is known")
@@ -71,7 +78,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     whole = not (options.quick or options.only or options.seed is not None)
     options.out = options.out or ROOT / ("docs" if whole else "results") / "evidence"
-    options.only = options.only or (list(PARTS) if options.seed is None else list(CHECKED))
+    there = [name for name in PARTS if name != "variants" or found_in(options.variants)]
+    options.only = options.only or (there if options.seed is None else list(CHECKED))
     options.n = (QUICK if options.quick else FULL) if options.n is None else options.n
     options.seed = REPORT_FROM if options.seed is None else options.seed
     if not {*options.only} <= {*PARTS}:
@@ -99,7 +107,10 @@ def prepare(options: argparse.Namespace) -> Lab:
     tokenizers[PIXELS] = Pixels(size)
     album = Album(size)
     store = Store(options.cache, options.fresh)
-    return Lab(album, Panel(album), to.load_clip("mini"), tokenizers, store, options.batch, results.commit(), say)
+    lab = Lab(album, Panel(album), to.load_clip("mini"), tokenizers, store, options.batch, results.commit(), say)
+    if "variants" in options.only and found_in(options.variants):
+        lab.variants = laboratory(lab, options.variants)
+    return lab
 
 
 def say(text: str) -> None:

@@ -87,6 +87,11 @@ class Judged:
         return right(self.case, self.opinion)
 
     @property
+    def read(self) -> bool:
+        """Whether both judges read what was asked for, clean or not."""
+        return all(self.opinion.shows(name) == value for name, value in self.case.wanted.items())
+
+    @property
     def kept(self) -> dict[str, bool]:
         return kept(self.case.source, self.opinion) if self.case.source else {}
 
@@ -121,6 +126,7 @@ class Lab:
     commit: str = ""
     say: Callable[[str], object] = print
     commits: set[str] = field(default_factory=set)  # of the results that were taken or computed
+    variants: Lab | None = None  # with the tokenizers of other shapes
 
     def run(self, what: str, cases: Sequence[Case], recipe: Recipe, tokenizer: str = SHIPPED) -> list[Judged]:
         """Follows a recipe on each case, or takes what it came to before."""
@@ -227,6 +233,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
     """What every table says of a group, as JSON."""
     found = {
         "success": Rate.of([j.right for j in judged]).to_json(),
+        "read": Rate.of([j.read for j in judged]).to_json(),
         "clean": Rate.of([j.opinion.clean for j in judged]).to_json(),
         "nearest_psnr": mean([j.opinion.nearest.psnr for j in judged]),
         "similarity": mean([j.measures["similarity"] for j in judged]),

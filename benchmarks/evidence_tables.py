@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 5 in small: the same rows on the mini world, and whether each trend holds here.
+"""The paper's Tables 1, 4 and 5 in small: the same rows on the mini world, and whether each trend holds here.
 
 As in the paper a prompt is paired with one of a small set of seed pictures; here it names subject, ground and lighting,
 of which there are 256 combinations. Success is what both judges say, in place of FID and IS.
@@ -6,7 +6,6 @@ of which there are 256 combinations. Success is what both judges say, in place o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 import tokenopt_core as to
-from benchmarks.casebook import REPORT_FROM, Case, draw, mixed, pool
-from benchmarks.evidence_lab import SHIPPED, Judged, Lab, Plan, summary
+from benchmarks.casebook import REPORT_FROM, Case, draw, pool
+from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, summary
 from benchmarks.evidence_parts import Part
 from benchmarks.evidence_published import NOISE
-from benchmarks.evidence_rates import compare, compare_numbers, mean
+from benchmarks.evidence_rates import compare, compare_numbers
 from benchmarks.recipe_steps import ClipTerm, Drawn, Optimize, Recipe, changed
 from benchmarks.recipes import read
 from tokenopt_core.seeds import Pick, embed_prompt, pick_seeds
@@ -108,13 +107,13 @@ def table(rows: dict[str, list[Judged]], trends: list[dict[str, Any]]) -> dict[s
 
 
 def tables(lab: Lab, plan: Plan) -> Part:
-    """All five."""
+    """All three."""
+    plan = fewer(plan)
     rows, few = steps(), paired(lab, plan, "top percent")
     four = {name: lab.run(f"table 4, {name}", few, recipe) for name, recipe in rows.items()}
     found = {"table 4": table_four(four), "table 1": table_one(lab, plan, rows["+ EMA"], few, four["+ EMA"])}
     random = lab.run("random seeds", paired(lab, plan, "random"), rows["+ EMA"])
     found["table 5"] = table_five(lab, plan, rows, four, random)
-    found |= tables_two_and_three(lab, plan, rows["+ EMA"], few)
     settings = {name: recipe.settings() for name, recipe in rows.items()}
     return Part({"seeds": SEEDS, "percent": PERCENT, "settings": settings, "tables": found})
 
@@ -177,42 +176,3 @@ def table_five(
         compare("tweaks and 100 iterations more help random tokens", bare, bare_tweaked),
         compare("random tokens beat seeds picked at random", rights(random), bare),
     ])  # fmt: skip
-
-
-def tables_two_and_three(lab: Lab, plan: Plan, recipe: Recipe, few: list[Case]) -> dict[str, Any]:
-    """Other tokenizers, and each without its quantizer; with the example workflow's settings, too."""
-    edits, shipped = mixed(plan.seed, plan.n), read("text_edit")
-    two, three, facts = dict[str, list[Judged]](), dict[str, list[Judged]](), dict[str, Any]()
-    loose = replace(recipe.with_loop(lambda stage: changed(stage, quantize=False)), quantize=False)
-    trends: list[dict[str, Any]] = []
-    names = sorted((name for name in lab.tokenizers if name != PIXELS), key=lambda name: bits(lab, name))
-    for name in names:
-        two[name] = lab.run(f"table 2, {name}", few, recipe, name)
-        two[f"{name}, text_edit"] = lab.run(f"table 2, {name}, text_edit", edits, shipped, name)
-        three[name] = two[name]
-        three[f"{name}, without VQ"] = lab.run(f"table 3, {name}", few, loose, name)
-        pair = three[f"{name}, without VQ"], three[name]
-        trends += [
-            compare(f"{name}: the quantizer makes for more success", *map(rights, pair)),
-            compare_numbers(f"{name}: without it the guiding CLIP is more pleased", *map(likeness, pair[::-1])),
-        ]
-        facts[name] = about(lab, name, edits)
-    tighter = [
-        compare(f"{a} ({bits(lab, a):.0f} bits) beats {b} ({bits(lab, b):.0f} bits)", rights(two[b]), rights(two[a]))
-        for a, b in pairwise(names)
-    ]
-    return {"table 2": table(two, tighter) | {"tokenizers": facts}, "table 3": table(three, trends)}
-
-
-def bits(lab: Lab, name: str) -> float:
-    """How much a picture's tokens can say."""
-    model = lab.tokenizers[name]
-    return model.num_tokens * math.log2(model.codebook_size) if model.codebook_size else math.inf
-
-
-def about(lab: Lab, name: str, cases: Sequence[Case]) -> dict[str, Any]:
-    """A tokenizer in numbers."""
-    model, back = lab.tokenizers[name], lab.reconstructions(cases, name)
-    errors = (back - lab.sources(cases)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    found = {"tokens": model.num_tokens, "codes": model.codebook_size, "shipped": name == SHIPPED}
-    return found | {"reconstruction_psnr": mean((-10 * errors.log10()).tolist())}

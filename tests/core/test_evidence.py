@@ -26,6 +26,7 @@ from benchmarks.evidence_sheets import draw as draw_sheet
 from benchmarks.evidence_store import FILE, Result, Store, key, weights_hash
 from benchmarks.evidence_tables import Pixels, from_random, steps
 from benchmarks.recipe_steps import ClipTerm, Drawn, Growing, Optimize, Recipe, Refine, changed
+from tokenopt_core.titok import GridConfig, MaskgitVQGAN, TiTokConfig, Transformer, build
 from training.world import Album, Scene, World
 
 FOX = Scene("fox", "grass", "day", "large", "middle", "sharp")
@@ -340,15 +341,28 @@ def test_the_best_of_several_starts_counts(lab: Lab) -> None:
     assert found.measures["similarity"] == max(found.measures["similarities"])
 
 
+def other_shapes() -> dict[str, to.Tokenizer]:
+    """Untrained ones of 8 px: eight tokens, four, continuous ones, and a grid of four."""
+    small = Transformer(32, 1, 2)
+    config = TiTokConfig(8, 8, 4, 16, small, small, patch_size=4, l2_normalize=True)
+    configs = {"eight": config, "four": replace(config, num_tokens=4)}
+    configs["continuous"] = replace(config, codebook_size=None, l2_normalize=False)
+    torch.manual_seed(0)
+    found = {name: to.Tokenizer(build(config), name) for name, config in configs.items()}
+    return found | {"grid": to.Tokenizer(MaskgitVQGAN(GridConfig(8, (32, 32, 32), 4, 16, True)), "grid")}
+
+
 def test_the_whole_report(lab: Lab, tmp_path: Path, monkeypatch, capsys) -> None:
     real = recipes.read
-    for module in ("parts", "published", "tables"):
+    for module in ("parts", "published", "tables", "variants"):
         monkeypatch.setattr(f"benchmarks.evidence_{module}.read", lambda name: short(real(name)))
     monkeypatch.setattr("benchmarks.evidence_published.PUBLISHED", Optimize(to.OptimizeConfig(iterations=3)))
     monkeypatch.setattr("benchmarks.evidence_tables.steps", lambda: {n: short(r) for n, r in steps().items()})
+    monkeypatch.setattr("benchmarks.evidence_variants.steps", lambda: {n: short(r) for n, r in steps().items()})
     monkeypatch.setattr("benchmarks.evidence_tables.from_random", lambda recipe, _: from_random(recipe, 2))
+    lab.variants = replace(lab, tokenizers=other_shapes())
     out = tmp_path / "out"
-    typed = ["--n", "3", "--out", str(out), "--tokenizer", "free=/some/where/free"]
+    typed = ["--only", ",".join(evidence.PARTS), "--n", "3", "--out", str(out), "--tokenizer", "free=/some/where/free"]
     options_tokenizers = {**lab.tokenizers, "free": lab.tokenizers["mini"]}
     lab.tokenizers = options_tokenizers
     assert evidence.main(typed, lambda options: lab) == 0
@@ -358,13 +372,18 @@ def test_the_whole_report(lab: Lab, tmp_path: Path, monkeypatch, capsys) -> None
     assert all(isinstance(value, float) for value in rates.values()) and rates["floor_unedited"] == 0
     data = json.loads((out / "evidence.json").read_text())
     assert data["rates"] == rates and set(data["parts"]) == {*evidence.PARTS, "failures"}
-    assert data["about"]["command"] == "python benchmarks/evidence.py --n 3 --out out --tokenizer free=free"
+    assert (
+        data["about"]["command"]
+        == f"python benchmarks/evidence.py {typed[0]} {typed[1]} --n 3 --out out --tokenizer free=free"
+    )
     assert all(entry["exact"]["value"] == 1 for entry in data["parts"]["inpaint"]["kinds"].values())
     page = (out / "README.md").read_text()
     for name in ("edits", "generate", "inpaint", "published", "failures"):
         assert (out / f"{name}.jpg").is_file() and f"({name}.jpg)" in page
     assert str(tmp_path) not in page + (out / "evidence.json").read_text()
     assert all(f"### Table {i}" in page for i in range(1, 6))
+    trends = {t["claim"] for t in data["parts"]["variants"]["tables"]["table 3"]["trends"]}
+    assert {"eight beats continuous", "four beats grid", "grid: the quantizer makes for more success"} <= trends
     assert sum(file.stat().st_size for file in out.iterdir()) < evidence.MOST_BYTES
 
 
@@ -383,7 +402,8 @@ def test_a_part_alone_and_the_rates_that_were_not_measured(lab: Lab, tmp_path: P
 
 def test_what_the_options_choose(capsys) -> None:
     whole = evidence.parse([])
-    assert (whole.n, whole.seed, whole.only) == (60, 1000, list(evidence.PARTS)) and whole.out.parts[-2:] == (
+    there = [name for name in evidence.PARTS if name != "variants" or evidence.found_in(whole.variants)]
+    assert (whole.n, whole.seed, whole.only) == (60, 1000, there) and whole.out.parts[-2:] == (
         "docs",
         "evidence",
     )
