@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import clip_config, graphs
 from .attention import fuse
+from .convolutions import embed_patches_by_products
 from .download import Source
 from .titok.quantizer import at_least_float32
 from .weights import load_strictly, read_shapes
@@ -75,7 +76,9 @@ class Clip(nn.Module):
         words: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        fuse(getattr(model, "visual", model))
+        tower = getattr(model, "visual", model)
+        fuse(tower)
+        embed_patches_by_products(tower)
         self.model = model.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

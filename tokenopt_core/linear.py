@@ -2,12 +2,15 @@
 
 PyTorch hands them to a BLAS that leaves a third of some processors' speed unused (MKL on AMD's with AVX-512); oneDNN,
 which already does the convolutions, does not. PyTorch has the call, but only for inference: the gradient is added here,
-with respect to the input alone. `benchmarks/linear.py` measures both.
+with respect to the input alone. On Intel's processors MKL is as fast forward and faster backward, and keeps the layers.
+`benchmarks/operations.py` measures both.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +66,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
         and available()
+        and pays()
     )
 
 
@@ -76,3 +80,15 @@ def available() -> bool:
         return bool(torch.equal(product(x, weight, bias), torch.tensor([[13.0, 27.0]])))
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+@cache
+def pays() -> bool:
+    """Whether oneDNN is expected to be faster than PyTorch's BLAS: unless that is MKL on a processor of its maker."""
+    return not (torch.backends.mkl.is_available() and "GenuineIntel" in _processor())
+
+
+def _processor() -> str:
+    """What the system says of the processor; its maker is named on Linux and Windows."""
+    described = Path("/proc/cpuinfo")
+    return described.read_text(encoding="utf-8", errors="replace") if described.is_file() else platform.processor()

@@ -20,7 +20,7 @@ def layer() -> nn.Linear:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The products that oneDNN computed."""
+    """The products that oneDNN computed, as on a processor where that pays."""
     made: list[torch.Size] = []
     real = module.product
 
@@ -29,6 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         return real(x, weight, bias)
 
     monkeypatch.setattr(module, "product", counted)
+    monkeypatch.setattr(module, "pays", lambda: True)
     return made
 
 
@@ -62,9 +63,27 @@ def test_what_does_not_suit_goes_the_usual_way(layer, calls, monkeypatch) -> Non
     linear(x[:, :64].contiguous(), layer.weight[:, :64].contiguous(), None)  # too small to gain
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, layer.weight, layer.bias).dtype is torch.bfloat16
-    monkeypatch.setattr(module, "available", lambda: False)
-    torch.testing.assert_close(linear(x, layer.weight, layer.bias), F.linear(x, layer.weight, layer.bias))
+    for needed in ("available", "pays"):
+        with monkeypatch.context() as without:
+            without.setattr(module, needed, lambda: False)
+            torch.testing.assert_close(linear(x, layer.weight, layer.bias), F.linear(x, layer.weight, layer.bias))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("mkl", "processor", "expected"),
+    [
+        (True, "processor: 0\nvendor_id: GenuineIntel\n", False),
+        (True, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", False),
+        (True, "processor: 0\nvendor_id: AuthenticAMD\n", True),
+        (False, "vendor_id: GenuineIntel", True),  # another BLAS
+        (False, "arm", True),
+    ],
+)
+def test_mkl_keeps_the_layers_on_its_makers_processors(monkeypatch, mkl, processor, expected) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(module, "_processor", lambda: processor)
+    assert module.pays.__wrapped__() is expected
 
 
 def test_a_layer_keeps_its_weights(layer) -> None:

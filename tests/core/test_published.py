@@ -1,15 +1,17 @@
 """The published models to the last digit: keys, shapes, and the numbers of the published implementation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import tokenopt_core as to
 from tests import formula
@@ -27,10 +29,9 @@ def describe(name: str) -> dict:
     return json.loads((FIXTURES / f"{name}.json").read_text())
 
 
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+def near(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
     assert actual.shape == expected.shape
-    difference = (actual.double() - expected.double()).norm() / expected.double().norm()
-    assert difference < tolerance
+    return bool((actual.double() - expected.double()).norm() < tolerance * expected.double().norm())
 
 
 def tokens_first(x: Tensor) -> Tensor:  # published (B, C, 1, N) -> (B, N, C)
@@ -71,60 +72,68 @@ class Golden:
     numbers: dict[str, Tensor]
     images: Tensor
 
-    def in_either_precision(self, check: Callable[[to.Tokenizer, Tensor], None]) -> None:
-        """Runs a check in float32, and if that fails in float64.
-
-        The gradient of an absolute difference is a sign: where float32 leaves one pixel's undecided, the tokens go
-        another way although everything is right.
-        """
+    @contextmanager
+    def in_float64(self) -> Iterator[to.Tokenizer]:
+        """The tokenizer in float64, without the encoder."""
+        encoder, self.tokenizer.model.encoder = self.tokenizer.model.encoder, nn.Identity()
         try:
-            check(self.tokenizer, self.images)
-        except AssertionError:
-            try:
-                check(self.tokenizer.double(), self.images.double())
-            finally:
-                self.tokenizer.float()  # the weights are float32 numbers: nothing is lost
+            yield self.tokenizer.double()
+        finally:
+            self.tokenizer.float()  # the weights are float32 numbers: nothing is lost
+            self.tokenizer.model.encoder = encoder
+
+
+@pytest.fixture(scope="module")
+def weights() -> Callable[[str, tuple[int, ...]], Tensor]:
+    """Each tensor once: most of one model's are also another's."""
+    return cache(formula.weights)
 
 
 @pytest.fixture(scope="module", params=GOLDEN)
-def golden(request) -> Golden:
+def golden(request, weights) -> Golden:
     with torch.device("meta"):
         model = VARIANTS[request.param].make()
-    state = {key: formula.weights(key, shape) for key, shape in signature(request.param).items()}
+    state = {key: weights(key, shape) for key, shape in signature(request.param).items()}
     model.load_state_dict(state, strict=True, assign=True)
     numbers = load_file(FIXTURES / f"{request.param}.safetensors")
     return Golden(to.Tokenizer(model, request.param), numbers, formula.image(len(numbers["features"])))
 
 
 @pytest.mark.slow
-def test_encoder_quantizer_and_decoder(golden) -> None:
+def test_encoder_and_quantizer(golden) -> None:
     tokenizer, numbers, images = golden.tokenizer, golden.numbers, golden.images
     z = tokenizer.encode(images)
-    assert_near(z, tokens_first(numbers["features"]))
-    assert_near(tokenizer.quantize(z), tokens_first(numbers["quantized"]))
+    assert near(z, tokens_first(numbers["features"]))
+    assert near(tokenizer.quantize(z), tokens_first(numbers["quantized"]))
     if "indices" in numbers:
         assert torch.equal(tokenizer.indices(z), numbers["indices"][: len(images)])
-    with torch.no_grad():
-        decoded = tokenizer.decode(tokens_first(numbers["features"]))
-    assert_near(F.avg_pool2d(decoded, 16), numbers["decoded_pool16"])
-    if len(images) == 2:  # the statistics are those of two pictures
-        assert_near(
-            torch.stack([decoded.min(), decoded.max(), decoded.mean(), decoded.std()]), numbers["decoded_stats"]
-        )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_loss_and_gradient(golden) -> None:
+def test_decoder_loss_and_gradient(golden) -> None:
     numbers, images = golden.numbers, golden.images
-    z = tokens_first(numbers["features"]).requires_grad_(True)
-    error = golden.tokenizer.decode(z) - images.flip(-1)
-    loss = error.abs().mean((1, 2, 3))
-    assert_near(loss.detach(), numbers["l1_loss"][: len(images)])
+    features, expected = tokens_first(numbers["features"]), tokens_first(numbers["l1_grad_features"])
+    rows = [one_pass(golden.tokenizer, *row) for row in zip(features, images, expected, strict=True)]
+    decoded, losses, gradients = (torch.cat(column) for column in zip(*rows, strict=True))
+    assert near(F.avg_pool2d(decoded, 16), numbers["decoded_pool16"])
+    if len(images) == 2:  # the statistics are those of two pictures
+        statistics = torch.stack([decoded.min(), decoded.max(), decoded.mean(), decoded.std()])
+        assert near(statistics, numbers["decoded_stats"])
+    assert near(losses, numbers["l1_loss"][: len(images)])
+    assert near(gradients, expected)
 
+
+def one_pass(tokenizer: to.Tokenizer, features: Tensor, image: Tensor, expected: Tensor) -> tuple[Tensor, ...]:
+    """One picture as it is decoded, its mean absolute error, and the gradient, with signs as `expected` if need be."""
+    z = features[None].requires_grad_(True)
+    decoded = tokenizer.decode(z)
+    error = decoded - image.flip(-1)
+    loss = error.abs().mean((1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), z, retain_graph=True)
-    expected = tokens_first(numbers["l1_grad_features"])
-    assert_near(gradient + flipped_signs(error, z, expected - gradient), expected)
+    if not near(gradient[0], expected):
+        gradient = gradient + flipped_signs(error, z, expected - gradient)
+    return decoded.detach(), loss.detach(), gradient
 
 
 def flipped_signs(error: Tensor, z: Tensor, missing: Tensor) -> Tensor:
@@ -134,7 +143,7 @@ def flipped_signs(error: Tensor, z: Tensor, missing: Tensor) -> Tensor:
     have either sign, all or nothing: its share of the `missing` gradient, found by least squares, is rounded to 0 or 1.
     """
     undecided = (error.detach().abs() < UNDECIDED).nonzero()
-    assert len(undecided) < 20
+    assert len(undecided) < 12
     flips = []
     for place in undecided.tolist():
         pixel = error[tuple(place)]
@@ -153,17 +162,44 @@ def flipped_signs(error: Tensor, z: Tensor, missing: Tensor) -> Tensor:
     ("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)]
 )
 def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> None:
-    numbers = golden.numbers
-    config = to.OptimizeConfig(iterations=6, quantize=run != "post")
+    """In float32; the pictures that miss are repeated in float64.
 
-    def check(tokenizer: to.Tokenizer, images: Tensor) -> None:
+    The gradient of an absolute difference is a sign: where float32 leaves one pixel's undecided, the tokens go another
+    way although everything is right.
+    """
+    numbers, count = golden.numbers, len(golden.images)
+    expected = (
+        numbers[f"opt_{run}_loss"][:, :count].T,
+        tokens_first(numbers[f"opt_{run}_ema_tokens"]),
+        numbers[f"opt_{run}_final_pool16"],
+    )
+    config, regularizers = (
+        to.OptimizeConfig(iterations=6, quantize=run != "post"),
+        [to.TokenRegularizer(toward, weight)],
+    )
+
+    def found(tokenizer: to.Tokenizer, pictures: list[int]) -> tuple[Tensor, ...]:
+        images = golden.images[pictures].to(tokenizer.dtype)
+
         def right_side(decoded: Tensor) -> Tensor:
             return ((decoded - images.flip(-1)).abs() * (torch.arange(256) >= 96)).mean((1, 2, 3))
 
-        start = tokens_first(numbers["features"]).to(images)
-        result = to.optimize(tokenizer, start, right_side, config, [to.TokenRegularizer(toward, weight)])
-        assert_near(result.history["loss"], numbers[f"opt_{run}_loss"][:, : len(images)])
-        assert_near(result.features, tokens_first(numbers[f"opt_{run}_ema_tokens"]), TRAJECTORY)
-        assert_near(F.avg_pool2d(result.images, 16), numbers[f"opt_{run}_final_pool16"], TRAJECTORY)
+        start = tokens_first(numbers["features"])[pictures].to(images)
+        result = to.optimize(tokenizer, start, right_side, config, regularizers)
+        return result.history["loss"].T, result.features, F.avg_pool2d(result.images, 16)
 
-    golden.in_either_precision(check)
+    everything = list(range(count))
+    measured = found(golden.tokenizer, everything)
+    if not agree(measured, expected):
+        missed = [i for i in everything if not agree([m[i] for m in measured], [e[i] for e in expected])]
+        with golden.in_float64() as tokenizer:
+            again = found(tokenizer, missed)
+        for values, better in zip(measured, again, strict=True):
+            values[missed] = better.to(values)
+    assert agree(measured, expected)
+
+
+def agree(measured: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether losses, tokens and pictures are those of the published loop."""
+    tolerances = (TOLERANCE, TRAJECTORY, TRAJECTORY)
+    return all(near(*values) for values in zip(measured, expected, tolerances, strict=True))

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..convolutions import convolve_doubled
 from .config import PIXEL_CODES
 
 BLOCKS = 2  # residual blocks per resolution
@@ -72,7 +73,7 @@ class Level(nn.Module):
         for block in self.block:
             x = block(x)
         if self.upsample_conv is not None:
-            x = self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = convolve_doubled(x, self.upsample_conv)
         return x
 
 
