@@ -5,8 +5,8 @@ workflows' settings, the same models with the published settings and each of our
 small, what single tokens carry, and what the failures have in common. Results are kept in .cache/evidence: a run that
 was ended goes on where it was, and what is known is not computed again.
 
-The tokenizers of other shapes are left out until `python -m training.variants` has trained them. Published settings are
-compared on as many cases as the edits, single changes and the tables on half as many.
+The tokenizers of other shapes are left out until `python -m training.variants` has trained them. The
+tables take half as many cases as the rest.
 
 `--quick` takes minutes. `--seed S --n N` checks edits, generation and inpainting on cases of your own. Reports other
 than the whole one go to results/evidence, or where `--out` says. The last line that is printed is a JSON object of the

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import tokenopt_core as to
-from benchmarks.casebook import mixed
-from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, summary
+from benchmarks.casebook import Case, mixed
+from benchmarks.evidence_lab import Judged, Lab, Plan, summary
 from benchmarks.evidence_parts import Part, kept_rate, new
 from benchmarks.evidence_rates import compare
 from benchmarks.evidence_sheets import Tile
@@ -60,7 +60,10 @@ def against_published(lab: Lab, plan: Plan) -> Part:
         for name, judged in rows.items() if name != "ours"
     ]  # fmt: skip
     table["settings"] = {"ours": ours.settings(), "published": published(ours).settings()}
-    table |= ablation(lab, plan, ours)
+    alone = replace(ours, stages=tuple(s for s in ours.stages if not isinstance(s, Refine)))
+    table["left_out"] = {"ours": ablation(lab, cases, ours, "ours")}
+    if alone != ours:  # refining makes up for much that the descent leaves undone
+        table["left_out"]["the descent alone"] = ablation(lab, cases, alone, "the descent alone")
     names = ["ours", *(name for name in rows if name != "ours")]
     sheet = [[Tile(p, "source") for p in lab.sources(shown(cases))]]
     sheet += [[tile(name, judged) for judged in shown(rows[name])] for name in names]
@@ -89,14 +92,13 @@ def verdict(rows: dict[str, Any], budget: int) -> dict[str, Any]:
     return found | {"met": better or as_good}
 
 
-def ablation(lab: Lab, plan: Plan, ours: Recipe) -> dict[str, Any]:
-    """Each change left out, on fewer of the same cases."""
-    cases = mixed(plan.seed, fewer(plan).n)
-    whole = lab.run("ablation, ours", cases, ours)
-    rows, losses = {"ours": summary(whole) | {"kept": kept_rate(whole)}}, []
-    for name, recipe in without(ours).items():
-        judged = lab.run(f"ablation without {name}", cases, recipe)
-        rows[f"without {name}"] = summary(judged) | {"kept": kept_rate(judged)}
-        losses.append(compare(name, [j.right for j in judged], [j.right for j in whole]))
-    losses.sort(key=lambda loss: -loss["difference"])
-    return {"ablation": rows, "worth": losses}
+def ablation(lab: Lab, cases: list[Case], whole: Recipe, name: str) -> dict[str, Any]:
+    """What each change is worth: a recipe, and the same with one change after the other left out."""
+    full = lab.run(f"ablation, {name}", cases, whole)
+    rows, worth = {name: summary(full) | {"kept": kept_rate(full)}}, []
+    for change, recipe in without(whole).items():
+        judged = lab.run(f"ablation, {name} without {change}", cases, recipe)
+        rows[f"without {change}"] = summary(judged) | {"kept": kept_rate(judged)}
+        worth.append(compare(change, [j.right for j in judged], [j.right for j in full]))
+    worth.sort(key=lambda entry: -entry["difference"])
+    return {"rows": rows, "worth": worth}

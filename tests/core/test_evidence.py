@@ -445,7 +445,8 @@ def test_the_report_says_what_the_numbers_say() -> None:
         ],
         "parts": {
             "published": {
-                "rows": {"ours": row}, "comparisons": [], "ablation": {"ours": row}, "worth": worth, "settings": {},
+                "rows": {"ours": row}, "comparisons": [], "settings": {},
+                "left_out": {"ours": {"rows": {"ours": row}, "worth": worth}},
                 "verdict": {"iterations": 100, "ahead": 0.25, "as_good_in_half": False, "met": True},
             },
             "failures": {"failed": entry(0, 8), "faults": {}, "stand_out": [], "groups": {}},
@@ -456,7 +457,7 @@ def test_the_report_says_what_the_numbers_say() -> None:
         "| g | 0.95 | 1.00 (0.68 to 1.00) | 8 | met |" in page
         and "| h | 0.90 | 0.12 (0.02 to 0.47) | 8 | **not met** |" in page
     )
-    assert "+25 points" in page and "Left out alone, these cost success: refinement." in page
+    assert "+25 points" in page and "Left out of ours, these cost success: refinement." in page
     assert "Nothing they have in common is more frequent than chance explains." in page
     assert "failures.jpg" not in page
     said = counted([compare("a", [False] * 8, [True] * 8), compare("b", [True], [True]), compare("c", [True], [True])])
