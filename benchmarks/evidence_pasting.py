@@ -22,10 +22,15 @@ PAIRS = 5  # pairs of pictures for each case of another group: a paste costs one
 
 def copy_paste(lab: Lab, plan: Plan) -> Part:
     """Every position of every tokenizer pasted between pictures, read by the judges."""
-    rng = random.Random(f"{plan.seed} copy-paste")
-    scenes = rng.sample(pool(plan.seed >= REPORT_FROM), PAIRS * plan.n)
+    scenes = pasted_scenes(plan)
     found = {name: positions(lab, name, scenes) for name in lab.tokenizers if name != PIXELS}
     return Part({"pairs": len(scenes), "tokenizers": found, "shipped": SHIPPED})
+
+
+def pasted_scenes(plan: Plan) -> list[Scene]:
+    """Scenes of which each is pasted from the one after it."""
+    rng = random.Random(f"{plan.seed} copy-paste")
+    return rng.sample(pool(plan.seed >= REPORT_FROM), PAIRS * plan.n)
 
 
 @torch.no_grad()

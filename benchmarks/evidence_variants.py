@@ -17,6 +17,7 @@ import tokenopt_core as to
 from benchmarks.casebook import Case, mixed
 from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, named, summary
 from benchmarks.evidence_parts import Part
+from benchmarks.evidence_pasting import pasted_scenes, positions
 from benchmarks.evidence_rates import compare, compare_numbers, mean
 from benchmarks.evidence_store import weights_hash
 from benchmarks.evidence_tables import likeness, paired, steps, table
@@ -25,7 +26,7 @@ from benchmarks.recipes import read
 from tokenopt_core.titok import MaskgitVQGAN
 from training import variants as trained
 from training.panel import Panel
-from training.world import Album
+from training.world import ATTRIBUTES, Album, Scene
 
 WITHOUT = "without VQ"
 SHIPPED_SETTINGS = "text_edit"  # the workflow whose settings are tried with each, beside the published ones
@@ -70,7 +71,18 @@ def variants(lab: Lab, plan: Plan) -> Part:
         "size": small.album.bytes.shape[-1],
         "settings": {"published": recipe.settings(), SHIPPED_SETTINGS: shipped.settings()},
         "tables": {"table 2": two, "table 3": three},
+        "carries": {name: carries(small, name, pasted_scenes(plan)) for name in with_codes},
     })  # fmt: skip
+
+
+def carries(lab: Lab, name: str, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """By attribute, the position whose paste brings it along most often: what a token means though nobody told it."""
+    pasted = positions(lab, name, scenes)
+    found = {}
+    for attribute in ATTRIBUTES:
+        best = max(range(len(pasted)), key=lambda i: pasted[i][attribute]["reached"]["value"])
+        found[attribute] = {"position": best, **pasted[best][attribute]}
+    return found
 
 
 def tighter(lab: Lab, plain: Mapping[str, list[Judged]], names: Sequence[str]) -> list[dict[str, Any]]:
