@@ -2,7 +2,8 @@
 
 Frozen layers on a CPU, at the shapes of L-32, ViT-B-32 and small models: PyTorch's way and the product's, with the
 gradient with respect to the input, in turns; printed are both and their ratio. `--model titok_l32` measures one
-iteration as a whole beside the published loop's, or with `--without NAME` beside the product's without an operation.
+iteration as a whole beside the published loop's, with `--without NAME` beside the product's without an operation, or
+with `--precision NAME` beside the product's in half precision.
 What counts are the seconds that the process computed, so that other programs disturb little.
 """
 
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -129,11 +130,13 @@ def iteration(case: cases.Case) -> float:
     raise AssertionError("no iteration was run")
 
 
-def compare(model: str, crops: int, without: Sequence[str], rounds: int) -> None:
+def compare(model: str, crops: int, without: Sequence[str], precisions: Sequence[str], rounds: int) -> None:
     """Prints an iteration's seconds and their ratios; the round before those that count pays first-use costs."""
     case = cases.make(model, "cpu", 1, crops, to.OptimizeConfig(precision="float32"))
     case.tokenizer.model.encoder = nn.Identity()  # type: ignore[assignment] # no iteration needs it: half the memory
     others = {f"without {name}": (case, WITHOUT[name]) for name in without}
+    for name in precisions:
+        others[f"in {name}"] = replace(case, config=replace(case.config, precision=name)), nullcontext
     if not others:
         others["published loop"] = cases.as_plain(case), nullcontext
     taken = []
@@ -158,11 +161,14 @@ def main() -> int:
     )
     parser.add_argument("--crops", type=int, default=8, help="of an iteration; default: 8")
     parser.add_argument("--without", choices=WITHOUT, nargs="+", default=[], help="beside the product without each")
+    parser.add_argument(
+        "--precision", choices=("bfloat16", "float16"), nargs="+", default=[], help="beside the product in each"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.model:
-        compare(options.model, options.crops, options.without, options.rounds or 2)
+        compare(options.model, options.crops, options.without, options.precision, options.rounds or 2)
         return 0
     taken = f"oneDNN: {'yes' if linear.available() else 'no'}; taken here: {'yes' if linear.pays() else 'no'}"
     print(
