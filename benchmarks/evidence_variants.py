@@ -18,7 +18,7 @@ from benchmarks.casebook import Case, mixed
 from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, named, summary
 from benchmarks.evidence_parts import Part
 from benchmarks.evidence_pasting import pasted_scenes, positions
-from benchmarks.evidence_rates import compare, compare_numbers, mean
+from benchmarks.evidence_rates import Rate, compare, compare_numbers, mean
 from benchmarks.evidence_store import weights_hash
 from benchmarks.evidence_tables import likeness, paired, steps, table
 from benchmarks.recipe_steps import changed
@@ -77,11 +77,19 @@ def variants(lab: Lab, plan: Plan) -> Part:
 
 def carries(lab: Lab, name: str, scenes: Sequence[Scene]) -> dict[str, Any]:
     """By attribute, the position whose paste brings it along most often: what a token means though nobody told it."""
-    pasted = positions(lab, name, scenes)
-    found = {}
+    pasted, found = positions(lab, name, scenes), dict[str, Any]()
+    opinions = lab.look(
+        lab.reconstructions([Case("pasted", i, i, {}, "", scene) for i, scene in enumerate(scenes)], name)
+    )
     for attribute in ATTRIBUTES:
         best = max(range(len(pasted)), key=lambda i: pasted[i][attribute]["reached"]["value"])
-        found[attribute] = {"position": best, **pasted[best][attribute]}
+        # what is read wrong without any paste is no work of a token
+        anyhow = [
+            opinion.shows(attribute) == getattr(reference, attribute)
+            for opinion, scene, reference in zip(opinions, scenes, [*scenes[1:], scenes[0]], strict=True)
+            if getattr(scene, attribute) != getattr(reference, attribute)
+        ]
+        found[attribute] = {"position": best, "without": Rate.of(anyhow).to_json(), **pasted[best][attribute]}
     return found
 
 
