@@ -29,6 +29,7 @@ import tokenopt_core as to
 from benchmarks import cases, plain
 from tokenopt_core import linear
 from tokenopt_core.convolutions import Patches, convolve_doubled
+from tokenopt_core.optimize import Precision
 from tokenopt_core.titok import maskgit
 
 LINEAR = {  # batch, tokens, channels in and out
@@ -130,13 +131,13 @@ def iteration(case: cases.Case) -> float:
     raise AssertionError("no iteration was run")
 
 
-def compare(model: str, crops: int, without: Sequence[str], precisions: Sequence[str], rounds: int) -> None:
+def compare(model: str, crops: int, without: Sequence[str], precisions: Sequence[Precision], rounds: int) -> None:
     """Prints an iteration's seconds and their ratios; the round before those that count pays first-use costs."""
     case = cases.make(model, "cpu", 1, crops, to.OptimizeConfig(precision="float32"))
     case.tokenizer.model.encoder = nn.Identity()  # type: ignore[assignment] # no iteration needs it: half the memory
     others = {f"without {name}": (case, WITHOUT[name]) for name in without}
-    for name in precisions:
-        others[f"in {name}"] = replace(case, config=replace(case.config, precision=name)), nullcontext
+    for precision in precisions:
+        others[f"in {precision}"] = replace(case, config=replace(case.config, precision=precision)), nullcontext
     if not others:
         others["published loop"] = cases.as_plain(case), nullcontext
     taken = []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import linear_regression
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +20,7 @@ FINER = 2  # drawn so many times larger and scaled down, for smooth lines
 
 @dataclass(frozen=True)
 class Panel:
-    """What was measured at each x, and the straight line through the first two points."""
+    """What was measured at each x, and the straight line that best fits all but the last point (least squares)."""
 
     title: str
     across: str
@@ -27,9 +28,9 @@ class Panel:
     points: Sequence[tuple[float, float]]
 
     def line(self, x: float) -> float:
-        """What it would be at x if it grew as from the first point to the second."""
-        (x0, y0), (x1, y1) = self.points[:2]
-        return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
+        """What it would be at x if it grew as it does before the last point."""
+        slope, start = linear_regression(*zip(*self.points[:-1], strict=True))
+        return start + slope * x
 
     @property
     def against_line(self) -> float:
@@ -75,8 +76,8 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, start: int, width: int, heigh
     for x, y in panel.points:
         across, up = at(x, y)
         pen.ellipse((across - 4 * FINER, up - 4 * FINER, across + 4 * FINER, up + 4 * FINER), colour)
-    pen.line((right - 186 * FINER, 37 * FINER, right - 164 * FINER, 37 * FINER), LINE, FINER)
-    pen.text((right, 37 * FINER), "through the first two points", INK, font, anchor="rm")
+    pen.line((right - 158 * FINER, 37 * FINER, right - 136 * FINER, 37 * FINER), LINE, FINER)
+    pen.text((right, 37 * FINER), "fits all but the last", INK, font, anchor="rm")
 
 
 def _apart(values: Sequence[float], scale: float, room: float) -> list[float]:

@@ -149,7 +149,11 @@ def measure(options: argparse.Namespace) -> Measured:
     single = [paste_effects(*given, [position]) for position in range(tokenizer.num_tokens)]
     presets = {}
     for name in names:
-        found = choose(importance[name], lambda positions, name=name: paste_effects(*given, positions)[name])
+
+        def paste(positions: list[int], name: str = name) -> Effect:
+            return paste_effects(*given, positions)[name]
+
+        found = choose(importance[name], paste)
         if found:
             presets[name] = found
     changes = search_changes(tokenizer, features[: options.searched], names, read)

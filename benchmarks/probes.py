@@ -16,7 +16,7 @@ import argparse
 import csv
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,12 +79,10 @@ def look(tokenizer: to.Tokenizer, pictures: Pictures, kinds: Sequence[str]) -> t
     for images in pictures:
         features = tokenizer.encode(images)
         tokens.append(tokenizer.quantize(features))
-        read: dict[str, Callable[[], Tensor]] = {
-            CODES: lambda z=features: tokenizer.indices(z),
-            TRANSFORMER: lambda x=images: transformer_features(tokenizer, x),
-        }
-        for kind, parts in found.items():
-            parts.append(read[kind]())
+        if CODES in found:
+            found[CODES].append(tokenizer.indices(features))
+        if TRANSFORMER in found:
+            found[TRANSFORMER].append(transformer_features(tokenizer, images))
     return torch.cat(tokens), {kind: torch.cat(parts) for kind, parts in found.items()}
 
 

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import tokenopt_core as to  # noqa: E402
+from benchmarks.cases import synchronize  # noqa: E402
 from benchmarks.loading import write_weights  # noqa: E402
-from benchmarks.speed import synchronize  # noqa: E402
 from devtools import results  # noqa: E402
 
 LIMIT = 10.0  # seconds

@@ -125,7 +125,11 @@ def lint() -> int:
     checked = [f"--package={package.name}.{name}" for name in CHECKED if (ROOT / name).is_dir()]
     mypy = ["mypy", f"--config-file={ROOT / 'pyproject.toml'}"]
     commands = {
-        ROOT: (["ruff", "check", "--output-format=concise", "."], ["ruff", "format", "--check", "."]),
+        ROOT: (
+            ["ruff", "check", "--output-format=concise", "."],
+            ["ruff", "format", "--check", "."],
+            [*mypy, "--package=benchmarks", "--package=training"],
+        ),
         package.parent: ([*mypy, *checked],),
         ROOT / "api_examples": ([*mypy, "--module=run", "--module=batch"],),  # they import each other as scripts do
     }

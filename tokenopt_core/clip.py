@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from .convolutions import embed_patches_by_products
 from .download import Source
 from .titok.quantizer import at_least_float32
 from .weights import load_strictly, read_shapes
+
+if TYPE_CHECKING:
+    from open_clip import SimpleTokenizer
 
 MINI = Path(__file__).parent / "mini" / "clip"
 DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")  # the paper's
@@ -166,7 +169,7 @@ def _load_mini(weights: Path, dtype: torch.dtype) -> Clip:
     return Clip(model, tokenize, config["mean"], config["std"], size, "mini", config["words"])
 
 
-def mini_tokenizer(context_length: int, merges: Path = MINI / "merges.txt.gz") -> Callable[[list[str]], Tensor]:
+def mini_tokenizer(context_length: int, merges: Path = MINI / "merges.txt.gz") -> SimpleTokenizer:
     """open_clip's own tokenizer with the few merges that the mini world's words need."""
     from open_clip import SimpleTokenizer
 

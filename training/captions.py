@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from training.world import GROUNDS, LIGHTINGS, SUBJECTS, Scene
@@ -49,7 +50,7 @@ FOCUS = {
     "background": ("with a blurred background", "in front of a blurred background"),
     "soft": ("out of focus", "in soft focus", "all blurred"),
 }
-WORDS = {
+WORDS: dict[str, Mapping[str, tuple[str, ...]]] = {
     "subject": NAMES,
     "ground": GROUND,
     "lighting": LIGHTING,

@@ -14,6 +14,7 @@ import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from training.judge import Judge
 from training.loop import Training, fast_arithmetic, rate, run
 from training.world import ATTRIBUTES, SIZE, Album, Scene, all_scenes, held_out, sample_scenes
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 36, "vocab_size": 0, "width": 128, "heads": 4, "layers": 2},
@@ -112,7 +113,7 @@ class ClipTraining(Training):
             "std": STD,
             "words": vocabulary(),
         }
-        self.model = build(self.config)
+        self.model: Any = build(self.config)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), recipe.learning_rate, weight_decay=0.05, fused=True)
         self.reconstructions = self.reconstruct()
         self.stock, self.stock_scenes = self.random_pictures()

@@ -70,6 +70,7 @@ class RolesTraining(TokenizerTraining):
     """The decoder learns from codes, the encoder from pictures; both at once."""
 
     recipe: Recipe
+    codebook: Codebook
 
     def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
@@ -116,12 +117,14 @@ class RolesTraining(TokenizerTraining):
     def pairs(self) -> Tensor:
         """Scenes, and each on its way to another value of one attribute: both pictures, and the change."""
         recipe = self.recipe
-        scenes, others, positions = [], [], []
+        scenes, others, positions = list[Scene](), list[Scene](), list[int]()
         while len(scenes) < recipe.batch // 2:
             scene, position = sample_scenes(1, self.rng)[0], self.rng.randrange(len(ATTRIBUTES))
             other = self.neighbour(scene, position)
             if not held_out(other):
-                scenes.append(scene), others.append(other), positions.append(position)
+                scenes.append(scene)
+                others.append(other)
+                positions.append(position)
         start = self.codes_of(torch.tensor([values_of(s) for s in scenes]))
         end = self.codes_of(torch.tensor([values_of(s) for s in others]))
         moved = F.one_hot(torch.tensor(positions), len(ATTRIBUTES)).bool()[..., None]

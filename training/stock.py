@@ -124,7 +124,7 @@ class Maker:
             tokenizer, strength = copy.deepcopy(self.tokenizer), 0.01 + 0.15 * self.rng.random()
             for parameter in tokenizer.model.decoder.parameters():
                 if parameter.ndim >= 2:  # not biases and gains
-                    parameter += strength * parameter.std() * self.normal(*parameter.shape)
+                    parameter.add_(strength * parameter.std() * self.normal(*parameter.shape))
             done.append(self.decode(part, tokenizer))
         return torch.cat(done)
 

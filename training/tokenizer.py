@@ -70,7 +70,7 @@ def initialize(model: TiTok, grid: int) -> None:
     # the tokens must be heard beside the positions, or the decoder settles on the mean picture
     nn.init.normal_(model.decoder.decoder_embed.weight, std=0.5)  # of a unit vector: outputs of the same size
     nn.init.dirac_(model.decoder.conv_out.weight)
-    nn.init.constant_(model.decoder.ffn[0].bias, 0.5)
+    nn.init.constant_(model.decoder.ffn.get_parameter("0.bias"), 0.5)
 
 
 def sine_cosine(grid: int, width: int) -> Tensor:
@@ -131,8 +131,9 @@ class TokenizerTraining(Training):
     """The state of a run: all that a checkpoint holds."""
 
     parts = ("model", "optimizer", "ema")
+    model: Any  # a TiTok, or what a subclass starts with
 
-    def __init__(self, config: TiTokConfig, recipe: Recipe) -> None:
+    def __init__(self, config: Any, recipe: Recipe) -> None:
         super().__init__(recipe.steps, recipe.seed)
         self.recipe, self.config = recipe, config
         self.album = Album(config.image_size)
@@ -219,9 +220,9 @@ class TokenizerTraining(Training):
             vars(self.codebook).update(state["codebook"])
 
     @torch.no_grad()
-    def finished(self) -> TiTok:
+    def finished(self) -> Any:
         """The averaged model with its codes, its features scaled to unit root mean square."""
-        model = copy.deepcopy(self.ema.module)
+        model: Any = copy.deepcopy(self.ema.module)
         if self.codebook is not None:
             model.quantize.embedding.weight.copy_(self.codebook.codes)
         if self.codebook is None:  # of a VAE: its means are near unit size as they are

@@ -74,7 +74,9 @@ class GridTraining(TokenizerTraining):
 def variants() -> dict[str, TiTokConfig | GridConfig]:
     """By name; "tokens x codes" of those with a codebook."""
     sizes = ((4, 64), (8, 64), (16, 64), (8, 16), (8, 512))
-    found = {f"vq {n} x {k}": replace(SMALL, num_tokens=n, codebook_size=k) for n, k in sizes}
+    found: dict[str, TiTokConfig | GridConfig] = {
+        f"vq {n} x {k}": replace(SMALL, num_tokens=n, codebook_size=k) for n, k in sizes
+    }
     return found | {"vae 8": replace(SMALL, codebook_size=None, l2_normalize=False), "2D vq 16 x 64": GRID}
 
 

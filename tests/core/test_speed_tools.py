@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 
@@ -12,8 +13,14 @@ import tokenopt_core as to
 from benchmarks import cases, gpu, gpu_checks, speed
 from benchmarks.gpu_checks import Row, Setting
 from devtools import commands, results
+from devtools.paths import ROOT
 
 QUICK = Setting("cpu", "mini", quick=True)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_bench_gpu_runs_all_its_parts_on_a_cpu(tmp_path, capsys) -> None:
