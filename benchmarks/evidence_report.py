@@ -210,7 +210,28 @@ iterations, as published; noise and regularizer are the example workflow's, the 
 
 """
     text += "".join(one_table(name, entry) for name, entry in sorted(found["tables"].items()))
-    return text + settings(found["settings"])
+    return text + settings(found["settings"]) + "".join(beside(*entry) for entry in found["beside"].items())
+
+
+def beside(name: str, found: Found) -> str:
+    """The tables of a tokenizer that is measured beside the shipped one."""
+    rows = [
+        (f"edits by {kind}", shown(e["success"]), shown(e["read"]), e["success"]["n"], shown(e["clean"]))
+        for kind, e in found["edits"].items()
+    ]
+    e = found["ceiling"]
+    rows.insert(0, (f"reconstructions by {name}", shown(e["success"]), shown(e["read"]), e["success"]["n"],
+                    shown(e["clean"])))  # fmt: skip
+    text = f"""### The same tables with the tokenizer {name}
+
+{found["tokens"]} tokens of {found["codes"] or "no"} codes; reconstructed: {shown(found["reconstruction_psnr"], 1)} dB.
+What counts here is what both judges read, whether the picture is clean or not. Edits of all kinds, with the settings
+of text_edit, beside the shipped tokenizer's:
+
+{table(("", "success", "read right", "n", "clean"), rows)}
+{trends([found["trend"]])}
+"""
+    return text + "".join(one_table(title, entry) for title, entry in sorted(found["tables"].items()))
 
 
 def variants(found: Found) -> str:

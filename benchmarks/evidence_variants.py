@@ -15,12 +15,11 @@ from typing import Any
 
 import tokenopt_core as to
 from benchmarks.casebook import Case, mixed
-from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, named, summary
+from benchmarks.evidence_lab import Judged, Lab, Plan, fewer, summary
 from benchmarks.evidence_parts import Part
 from benchmarks.evidence_pasting import pasted_scenes, positions
-from benchmarks.evidence_rates import Rate, compare, compare_numbers, mean
-from benchmarks.evidence_store import weights_hash
-from benchmarks.evidence_tables import likeness, paired, steps, table
+from benchmarks.evidence_rates import Rate, compare, compare_numbers
+from benchmarks.evidence_tables import about, likeness, paired, steps, table
 from benchmarks.recipe_steps import changed
 from benchmarks.recipes import read
 from tokenopt_core.titok import MaskgitVQGAN
@@ -139,17 +138,3 @@ def bits(lab: Lab, name: str) -> float:
     """How much a picture's tokens can say."""
     model = lab.tokenizers[name]
     return model.num_tokens * math.log2(model.codebook_size) if model.codebook_size else math.inf
-
-
-def about(lab: Lab, name: str, cases: Sequence[Case]) -> dict[str, Any]:
-    """A tokenizer in numbers; what the judges make of its mere reconstructions is the most that edits can reach."""
-    model, back = lab.tokenizers[name], lab.reconstructions(cases, name)
-    errors = (back - lab.sources(cases)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    same = [replace(case, wanted=named(case.source), kind="source") for case in cases if case.source]
-    return {
-        "tokens": model.num_tokens,
-        "codes": model.codebook_size,
-        "weights": weights_hash(model),
-        "reconstruction_psnr": mean((-10 * errors.log10()).tolist()),
-        "ceiling": summary(lab.judged(same, back)),
-    }
