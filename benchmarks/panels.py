@@ -76,8 +76,10 @@ def _panel(pen: ImageDraw.ImageDraw, panel: Panel, start: int, width: int, heigh
     for x, y in panel.points:
         across, up = at(x, y)
         pen.ellipse((across - 4 * FINER, up - 4 * FINER, across + 4 * FINER, up + 4 * FINER), colour)
-    pen.line((right - 158 * FINER, 37 * FINER, right - 136 * FINER, 37 * FINER), LINE, FINER)
-    pen.text((right, 37 * FINER), "fits all but the last", INK, font, anchor="rm")
+    legend = "fits all but the last"
+    end = right - font.getlength(legend) - 8 * FINER
+    pen.line((end - 22 * FINER, 37 * FINER, end, 37 * FINER), LINE, FINER)
+    pen.text((right, 37 * FINER), legend, INK, font, anchor="rm")
 
 
 def _apart(values: Sequence[float], scale: float, room: float) -> list[float]:

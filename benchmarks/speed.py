@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     values = (
         date.today().isoformat(), f"`{results.commit()}`", cases.machine(device), torch.__version__, options.model,
         options.mode, options.precision, options.batch, options.crops, torch.get_num_threads(),
-        f"{1000 * seconds:.1f}", rate, f"{peak / 1e9:.2f}", f"{needed / 1e9:.3g}", f"{100 * share:.0f} %", ratio,
+        f"{1000 * seconds:.1f}", rate, f"{peak / 1e9:.2f}", f"{needed / 1e9:.4g}", f"{100 * share:.0f} %", ratio,
     )  # fmt: skip
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
