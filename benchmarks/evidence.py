@@ -119,7 +119,8 @@ def say(text: str) -> None:
 
 def command(arguments: Sequence[str]) -> str:
     """The command as anyone could type it: without this machine's folders."""
-    return " ".join(["python benchmarks/evidence.py", *(re.sub(r"[^=]*[/\\]", "", word) for word in arguments)])
+    absolute = re.compile(r"(^|=)([A-Za-z]:)?[/\\].*[/\\]")
+    return " ".join(["python benchmarks/evidence.py", *(absolute.sub(r"\1", word) for word in arguments)])
 
 
 def measure(
