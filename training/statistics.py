@@ -1,4 +1,4 @@
-"""Measures the mini tokenizer's features over pictures of its world: `python -m training.statistics`.
+"""Measures a tokenizer's features, mini's by default, over pictures of the mini world: `python -m training.statistics`.
 
 Mean and standard deviation of each position and channel, which Random Features starts from.
 """
