@@ -222,11 +222,10 @@ def beside(name: str, found: Found) -> str:
     e = found["ceiling"]
     rows.insert(0, (f"reconstructions by {name}", shown(e["success"]), shown(e["read"]), e["success"]["n"],
                     shown(e["clean"])))  # fmt: skip
-    text = f"""### The same tables with the tokenizer {name}
+    text = f"""## The same tables with the tokenizer {name}
 
 {found["tokens"]} tokens of {found["codes"] or "no"} codes; reconstructed: {shown(found["reconstruction_psnr"], 1)} dB.
-What counts here is what both judges read, whether the picture is clean or not. Edits of all kinds, with the settings
-of text_edit, beside the shipped tokenizer's:
+Edits of all kinds, with the settings of text_edit, beside the shipped tokenizer's:
 
 {table(("", "success", "read right", "n", "clean"), rows)}
 {trends([found["trend"]])}

@@ -98,7 +98,7 @@ def from_random(recipe: Recipe, iterations: int) -> Recipe:
 
 @dataclass(frozen=True)
 class Trial:
-    """One tokenizer on the tables' cases, and what counts as success with it."""
+    """One tokenizer on the tables' cases."""
 
     lab: Lab
     plan: Plan
@@ -108,9 +108,9 @@ class Trial:
         where = "" if self.tokenizer == SHIPPED else f", {self.tokenizer}"
         return self.lab.run(what + where, cases, recipe, self.tokenizer)
 
-    def rights(self, judged: Sequence[Judged]) -> list[bool]:
-        """With the shipped one clean pictures that show what was asked for; with a softer one all that show it."""
-        return [j.right if self.tokenizer == SHIPPED else j.read for j in judged]
+
+def rights(judged: Sequence[Judged]) -> list[bool]:
+    return [j.right for j in judged]
 
 
 def likeness(judged: Sequence[Judged]) -> list[float]:
@@ -141,7 +141,7 @@ def all_three(trial: Trial, rows: dict[str, Recipe]) -> dict[str, Any]:
     random = trial.run("random seeds", paired(trial.lab, trial.plan, "random"), rows["+ EMA"])
     return {
         "table 1": table_one(trial, rows["+ EMA"], few, four["+ EMA"]),
-        "table 4": table_four(trial, four),
+        "table 4": table_four(four),
         "table 5": table_five(trial, rows, four, random),
     }
 
@@ -152,8 +152,8 @@ def other(lab: Lab, plan: Plan, name: str, rows: dict[str, Recipe]) -> dict[str,
     judged = {kind: lab.run(f"edits, {kind}", cases, shipped, kind) for kind in (SHIPPED, name)}
     return about(lab, name, cases) | {
         "edits": {kind: summary(results) for kind, results in judged.items()},
-        "trend": compare("told what to carry beats untold", [j.read for j in judged[name]],
-                         [j.read for j in judged[SHIPPED]]),
+        "trend": compare("told what to carry beats untold", rights(judged[name]),
+                         rights(judged[SHIPPED])),
         "tables": all_three(Trial(lab, plan, name), rows),
     }  # fmt: skip
 
@@ -172,9 +172,9 @@ def about(lab: Lab, name: str, cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-def table_four(trial: Trial, four: dict[str, list[Judged]]) -> dict[str, Any]:
+def table_four(four: dict[str, list[Judged]]) -> dict[str, Any]:
     """What each tweak brings."""
-    names, rights = list(four), trial.rights
+    names = list(four)
     trends = [
         compare(f"{after} succeeds more often than the row before", rights(four[before]), rights(four[after]))
         for before, after in pairwise(names)
@@ -185,7 +185,7 @@ def table_four(trial: Trial, four: dict[str, list[Judged]]) -> dict[str, Any]:
 
 def table_one(trial: Trial, recipe: Recipe, few: list[Case], top: list[Judged]) -> dict[str, Any]:
     """How seeds are picked, what is there before anything is optimized, and what pixels alone give."""
-    lab, plan, rights = trial.lab, trial.plan, trial.rights
+    lab, plan = trial.lab, trial.plan
     top_name = f"top {PERCENT:g} %"
     cases = {"random": paired(lab, plan, "random"), top_name: few, "top 1": paired(lab, plan, "most similar")}
     rows, optimized = {}, {top_name: top}
@@ -216,7 +216,7 @@ def table_five(
     trial: Trial, rows: dict[str, Recipe], four: dict[str, list[Judged]], random: list[Judged]
 ) -> dict[str, Any]:
     """With a seed and without, with the tweaks and without."""
-    prompts, rights = draw("generate", trial.plan.seed, trial.plan.n), trial.rights
+    prompts = draw("generate", trial.plan.seed, trial.plan.n)
     plain, tweaked = "+ EMA", "+ token regularizer"
     found = {
         "no tweaks, seeds, 300": four[plain],

@@ -383,7 +383,7 @@ def test_the_whole_report(lab: Lab, tmp_path: Path, monkeypatch, capsys) -> None
     assert str(tmp_path) not in page + (out / "evidence.json").read_text()
     assert all(f"### Table {i}" in page for i in range(1, 6))
     assert list(data["parts"]["tables"]["beside"]) == ["free"] and page.count("### Table 1") == 2
-    assert "### The same tables with the tokenizer free\n" in page
+    assert "## The same tables with the tokenizer free\n" in page
     trends = {t["claim"] for t in data["parts"]["variants"]["tables"]["table 3"]["trends"]}
     assert {"eight beats continuous", "four beats grid", "grid: the quantizer makes for more success"} <= trends
     assert sum(file.stat().st_size for file in out.iterdir()) < evidence.MOST_BYTES
