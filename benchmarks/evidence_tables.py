@@ -152,8 +152,7 @@ def other(lab: Lab, plan: Plan, name: str, rows: dict[str, Recipe]) -> dict[str,
     judged = {kind: lab.run(f"edits, {kind}", cases, shipped, kind) for kind in (SHIPPED, name)}
     return about(lab, name, cases) | {
         "edits": {kind: summary(results) for kind, results in judged.items()},
-        "trend": compare("told what to carry beats untold", rights(judged[name]),
-                         rights(judged[SHIPPED])),
+        "trend": compare("told what to carry beats untold", rights(judged[name]), rights(judged[SHIPPED])),
         "tables": all_three(Trial(lab, plan, name), rows),
     }  # fmt: skip
 

@@ -13,7 +13,8 @@ from torch import Tensor
 import tokenopt_core as to
 from benchmarks.recipe_steps import ClipTerm, Drawn, Encoded, Growing, Optimize, Recipe, Term
 from tokenopt_core import canvas
-from tokenopt_core.losses import Loss, Similarity
+from tokenopt_core.loss_protocols import Loss
+from tokenopt_core.losses import Similarity
 from tokenopt_core.masks import fill_hole, soften
 from tokenopt_core.seeds import embed_prompt
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core import ClipLoss, ImagePromptLoss, MaskedL1Loss
-from ..tokenopt_core.losses import Loss
+from ..tokenopt_core.loss_protocols import Loss
 from ..tokenopt_core.masks import soften
 from ..tokenopt_core.memory import forward_bytes
 from ..tokenopt_core.prompts import parse_prompts

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..tokenopt_core import Clip, Tokenizer, clip, graphs, load_clip, load_tokenizer, memory
-from ..tokenopt_core.losses import Loss
+from ..tokenopt_core.loss_protocols import Loss
 from ..tokenopt_core.optimize import PRECISIONS
 from ..tokenopt_core.titok import VARIANTS
 from . import folders

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tokenopt_core import Clip, Exchange, Tokenizer, TokenRegularizer, WeightedSum, memory, refine_tokens
-from ..tokenopt_core.losses import Loss, uncropped
+from ..tokenopt_core.loss_protocols import Loss, uncropped
 from ..tokenopt_core.refine import LEAST_GAIN, ROUNDS
 from ..tokenopt_core.thrift import Thrift
 from .batches import AT_ONCE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..tokenopt_core.losses import Loss
+from ..tokenopt_core.loss_protocols import Loss
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .graphs import Replay
-from .losses import Loss, NamedLosses, in_pieces, with_generators
+from .loss_protocols import Loss, NamedLosses, in_pieces, with_generators
 from .regularizers import TokenRegularizer
 from .thrift import Thrift
 from .thrift import in_pieces as over

@@ -17,7 +17,8 @@ from torch import nn
 
 from .attention import LastBlock
 from .clip import Clip
-from .losses import Loss, Similarity
+from .loss_protocols import Loss
+from .losses import Similarity
 from .titok.maskgit import PixelDecoder, PixelEncoder
 from .titok.model import TwoStageTiTok
 from .titok.vit import Decoder, Encoder

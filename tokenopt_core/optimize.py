@@ -17,7 +17,7 @@ from .ema import TokenAverage
 from .gradient import Objective
 from .graphs import Replay
 from .guard import StepGuard
-from .losses import Loss
+from .loss_protocols import Loss
 from .regularizers import TokenRegularizer
 from .schedules import DECAYS, Decay, NoiseSchedule, learning_rate
 from .stopping import Watch

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .losses import Loss, of_picture, uncropped
+from .loss_protocols import Loss, of_picture, uncropped
 from .regularizers import TokenRegularizer
 from .search import AT_ONCE, Criterion, Wanted, search_token
 from .thrift import Thrift

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .losses import Loss, with_generators
+from .loss_protocols import Loss, with_generators
 from .thrift import Thrift
 from .tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from benchmarks import recipes
 from benchmarks.evidence_tables import Pixels
 from benchmarks.recipe_run import EachPrompt, Given, Models, grow, run, similarities
 from benchmarks.recipe_steps import ClipTerm, Drawn, Encoded, Growing, KnownTerm, Optimize, Recipe, Refine, changed
-from tokenopt_core.losses import of_picture, uncropped
+from tokenopt_core.loss_protocols import of_picture, uncropped
 
 
 def test_recipes_are_what_the_workflows_say() -> None:

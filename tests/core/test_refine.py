@@ -10,7 +10,7 @@ import torch
 import tokenopt_core as to
 from tests.core.conftest import TINY, tiny_tokenizer
 from tokenopt_core.crops import random_crops
-from tokenopt_core.losses import of_picture, uncropped
+from tokenopt_core.loss_protocols import of_picture, uncropped
 from tokenopt_core.titok import TiTokConfig, Transformer
 
 CODES, POSITIONS = 6, 3

@@ -19,8 +19,8 @@ QUICK = Setting("cpu", "mini", quick=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
-def test_every_benchmark_finds_what_it_imports(name: str) -> None:
-    importlib.import_module(f"benchmarks.{name}")
+def test_every_benchmark_finds_what_it_imports_and_says_what_it_is(name: str) -> None:
+    assert (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip()
 
 
 def test_bench_gpu_runs_all_its_parts_on_a_cpu(tmp_path, capsys) -> None:
