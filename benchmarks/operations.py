@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import tokenopt_core as to
 from benchmarks import cases, plain
-from tokenopt_core import linear
+from tokenopt_core import allocator, linear, winograd
 from tokenopt_core.convolutions import Patches, convolve_doubled
 from tokenopt_core.optimize import Precision
 from tokenopt_core.titok import maskgit
@@ -41,6 +41,14 @@ LINEAR = {  # batch, tokens, channels in and out
     "mini, MLP in": (1, 33, 256, 1024),
 }
 DOUBLED = {"L-32, to 32 px": (512, 16), "to 64 px": (256, 32), "to 128 px": (256, 64), "to 256 px": (128, 128)}
+NORMED = {  # channels in and out, side
+    "L-32, 256 px": (128, 128, 256),
+    "128 px": (128, 128, 128),
+    "128 px, half as wide after": (256, 128, 128),
+    "64 px": (256, 256, 64),
+    "32 px": (256, 256, 32),
+    "the picture, 256 px": (128, 3, 256),
+}
 PATCHES = {  # pictures, side, patch, channels out
     "ViT-B-32, 8 crops": (8, 224, 32, 768),
     "ViT-B-16, 2 crops": (2, 224, 16, 768),
@@ -77,6 +85,15 @@ def operations() -> Iterator[Operation]:
             lambda x, layer=layer: convolve_doubled(x, layer),  # type: ignore[misc]
             torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last),
         )
+    for name, (wide, out, side) in NORMED.items():
+        norm = nn.GroupNorm(32, wide).requires_grad_(False)
+        layer = nn.Conv2d(wide, out, 3, padding=1).requires_grad_(False)
+        yield Operation(
+            f"normalization, SiLU, convolution: {name}",
+            lambda x, norm=norm, layer=layer: layer(F.silu(norm(x))),  # type: ignore[misc]
+            lambda x, norm=norm, layer=layer: winograd.convolve_normed(x, norm, layer),  # type: ignore[misc]
+            torch.randn(1, wide, side, side).contiguous(memory_format=torch.channels_last),
+        )
     for name, (pictures, side, patch_side, out) in PATCHES.items():
         layer = nn.Conv2d(3, out, patch_side, patch_side).requires_grad_(False)
         yield Operation(f"patches: {name}", layer, Patches(layer), torch.randn(pictures, 3, side, side))
@@ -94,6 +111,8 @@ def other_product(here: bool) -> AbstractContextManager[object]:
 WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "doubling": lambda: patch.object(maskgit, "convolve_doubled", usual_doubling),
     "patches": lambda: patch.object(Patches, "forward", nn.Conv2d.forward),
+    "strips": lambda: patch.object(winograd, "_suits", lambda *layers: False),
+    "kept": lambda: patch.object(allocator, "_library", lambda: None),
     "linear": lambda: other_product(linear.pays()),
 }
 
@@ -108,27 +127,25 @@ def seconds(function: Function, x: Tensor) -> float:
 
 
 class _Done(Exception):
-    """One iteration is over."""
+    """What was to be timed is over."""
 
 
 def iteration(case: cases.Case) -> float:
-    """Of one iteration alone: without the prompt's embedding before it and the decoding of the result after it."""
+    """Of a run's second iteration: the first takes the memory that a run keeps."""
+    times: list[float] = []
 
     def done(_: object) -> None:
-        raise _Done
+        times.append(time.process_time())
+        if len(times) == 2:
+            raise _Done
 
     loss = to.ClipLoss(case.clip, case.prompt, crops=case.crops)
-    text = case.clip.embed_text([case.prompt])
-    with patch.object(case.clip, "embed_text", lambda prompts: text):
-        start = time.process_time()
-        try:
-            if case.mode == "plain":
-                plain.optimize(case.tokenizer, case.features, case.clip, case.prompt, case.config, case.crops, done)
-            else:
-                to.optimize(case.tokenizer, case.features, loss, case.config, callback=done)
-        except _Done:
-            return time.process_time() - start
-    raise AssertionError("no iteration was run")
+    with suppress(_Done):
+        if case.mode == "plain":
+            plain.optimize(case.tokenizer, case.features, case.clip, case.prompt, case.config, case.crops, done)
+        else:
+            to.optimize(case.tokenizer, case.features, loss, case.config, callback=done)
+    return times[1] - times[0]
 
 
 def compare(model: str, crops: int, without: Sequence[str], precisions: Sequence[Precision], rounds: int) -> None:

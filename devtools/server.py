@@ -183,11 +183,6 @@ def _has_accelerator() -> bool:
 def _server_environment(home: Path) -> dict[str, str]:
     """Settings for the server's process."""
     env = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
-    if sys.platform == "linux":
-        # glibc returns large blocks to the system and fetches them again in every step: twice the time per step
-        # on a CPU. 32 MiB is the most that older versions accept for the first.
-        env["MALLOC_MMAP_THRESHOLD_"] = str(32 << 20)
-        env["MALLOC_TRIM_THRESHOLD_"] = env["MALLOC_TOP_PAD_"] = str(256 << 20)
     if not comfyui.is_packaged(home):
         # Not even compiled files go into the user's ComfyUI; kept elsewhere, they save half a minute a start.
         env |= {"PYTHONPYCACHEPREFIX": str(CACHE / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}

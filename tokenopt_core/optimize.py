@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import allocator
 from .ema import TokenAverage
 from .gradient import Objective
 from .graphs import Replay
@@ -146,22 +147,23 @@ def optimize(
     stopped: Stopped = "finished"
     history: list[dict[str, Tensor]] = []
 
-    for iteration in range(config.iterations):
-        _set_learning_rate(adam, iteration, config)
-        _add_noise(z, config.noise.at(iteration, config.iterations), generators)
-        found = objective(z, guard.scale)
-        z.grad, sound = guard.admit(found.gradient, found.objectives)
-        _step(adam, z, sound)
-        if reset and reset.due(iteration):
-            _put_back(reset, objective, z, thrift)
-        averaged = watch.update(average.update(z), found.objectives, guard.faulty)
-        history.append({name: watch.running(value) for name, value in (found.losses | found.penalties).items()})
-        if callback and callback(Step(iteration, averaged, found.images, history[-1])):
-            stopped = "callback"
-            break
-        if watch.all_ended(iteration):
-            stopped = watch.verdict
-            break
+    with allocator.kept(seed.device.type == "cpu"):
+        for iteration in range(config.iterations):
+            _set_learning_rate(adam, iteration, config)
+            _add_noise(z, config.noise.at(iteration, config.iterations), generators)
+            found = objective(z, guard.scale)
+            z.grad, sound = guard.admit(found.gradient, found.objectives)
+            _step(adam, z, sound)
+            if reset and reset.due(iteration):
+                _put_back(reset, objective, z, thrift)
+            averaged = watch.update(average.update(z), found.objectives, guard.faulty)
+            history.append({name: watch.running(value) for name, value in (found.losses | found.penalties).items()})
+            if callback and callback(Step(iteration, averaged, found.images, history[-1])):
+                stopped = "callback"
+                break
+            if watch.all_ended(iteration):
+                stopped = watch.verdict
+                break
 
     if not watch.good.any():
         raise FloatingPointError(_never_finite(history[-1]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tokenopt_core as to
 from tests import formula
+from tokenopt_core import winograd
 from tokenopt_core.titok import VARIANTS, TiTokConfig, build, recognise, signature
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "titok"
@@ -81,6 +82,13 @@ class Golden:
         finally:
             self.tokenizer.float()  # the weights are float32 numbers: nothing is lost
             self.tokenizer.model.encoder = encoder
+
+    @contextmanager
+    def by_usual_convolutions(self) -> Iterator[to.Tokenizer]:
+        """The tokenizer as PyTorch computes it by itself."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd, "_suits", lambda *layers: False)
+            yield self.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +170,10 @@ def flipped_signs(error: Tensor, z: Tensor, missing: Tensor) -> Tensor:
     ("run", "toward", "weight"), [("seed", "seed", 0.02), ("zero", "zero", 0.05), ("post", "seed", 0.02)]
 )
 def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> None:
-    """In float32; the pictures that miss are repeated in float64.
+    """In float32; the pictures that miss are repeated in float64, and then with the convolutions of the published loop.
 
     The gradient of an absolute difference is a sign: where float32 leaves one pixel's undecided, the tokens go another
-    way although everything is right.
+    way although everything is right. It may be the published numbers' way that is not the one of float64.
     """
     numbers, count = golden.numbers, len(golden.images)
     expected = (
@@ -190,9 +198,11 @@ def test_six_iterations_of_the_published_loop(golden, run, toward, weight) -> No
 
     everything = list(range(count))
     measured = found(golden.tokenizer, everything)
-    if not agree(measured, expected):
+    for other in (golden.in_float64, golden.by_usual_convolutions):
         missed = [i for i in everything if not agree([m[i] for m in measured], [e[i] for e in expected])]
-        with golden.in_float64() as tokenizer:
+        if not missed:
+            break
+        with other() as tokenizer:
             again = found(tokenizer, missed)
         for values, better in zip(measured, again, strict=True):
             values[missed] = better.to(values)

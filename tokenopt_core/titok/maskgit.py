@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convolutions import convolve_doubled
+from ..winograd import convolve_normed
 from .config import PIXEL_CODES
 
 BLOCKS = 2  # residual blocks per resolution
@@ -54,8 +55,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in, H, W) -> (B, out, H, W)
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
+        y = convolve_normed(x, self.norm1, self.conv1)
+        y = convolve_normed(y, self.norm2, self.conv2)
         # of y, not of x as elsewhere: the published weights were trained so
         return y + (x if self.nin_shortcut is None else self.nin_shortcut(y))
 
@@ -118,4 +119,4 @@ class PixelDecoder(nn.Module):
             x = block(x)
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return convolve_normed(x, self.norm_out, self.conv_out)
