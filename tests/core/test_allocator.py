@@ -17,33 +17,36 @@ from tokenopt_core import allocator
 REAL = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 
 MEASURED = """
-import resource, torch
-from tokenopt_core import allocator
+import resource, runpy, sys
+kept = runpy.run_path(sys.argv[1])["kept"]
+
+def block(megabytes):
+    return b"x" * (megabytes << 20)
 
 def faults(wanted):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    with allocator.kept(wanted):
+    with kept(wanted):
         for _ in range(20):
-            torch.ones(12_000_000)  # 48 MB
+            block(48)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-torch.ones(12_000_000)
+block(48)
 print(faults(False), faults(True))
-with allocator.kept():
-    held = [torch.ones(1_000_000) for _ in range(100)]  # 400 MB
+with kept():
+    held = [block(4) for _ in range(100)]
     most = resident()
     del held
-    kept = resident()
-print(most, kept, resident())
+    still = resident()
+print(most, still, resident())
 """
 
 
 def measure(**environment: str) -> list[list[int]]:
-    settings = {"PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path)), **environment}
-    done = subprocess.run([sys.executable, "-c", MEASURED], env=settings, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", MEASURED, allocator.__file__]
+    done = subprocess.run(command, env={"PATH": "", **environment}, capture_output=True, text=True, check=True)
     return [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
 
 
