@@ -69,10 +69,12 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: nn.GroupNorm, convolution: nn.Conv2d) -> Tensor:
         weight, bias = convolution.weight, convolution.bias
-        ctx.x, ctx.normed, ctx.weight = x, _Normalization.of(x, norm), weight
+        normed = ctx.normed = _Normalization.of(x, norm)
+        ctx.weight = weight
+        ctx.save_for_backward(x)  # and let go as soon as this layer's gradient is there
 
         def prepare(i: int, rows: slice, into: Tensor) -> None:
-            F.silu(ctx.normed.apply(i, x[i, rows], into), inplace=True)
+            F.silu(normed.apply(i, x[i, rows], into), inplace=True)
 
         def finish(i: int, rows: slice, strip: Tensor) -> None:
             if bias is not None:
@@ -83,7 +85,7 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        x, normed = ctx.x, ctx.normed
+        (x,), normed = ctx.saved_tensors, ctx.normed
         moments = _Moments(x)
 
         def prepare(i: int, rows: slice, into: Tensor) -> None:
